@@ -179,13 +179,12 @@ def progress_shown() -> Iterator[Callable[[str, int, int, str], None]]:
         with _followed(lines.step):
             yield lines
         return
+    # Wrapped where it must be
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=min(40, max(8, console.width - 95))),
         _Count(table_column=Column(no_wrap=True)),
-        TextColumn(
-            "{task.fields[note]}", markup=False, table_column=Column()
-        ),  # wrapped where it must be
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),
         _Left(table_column=Column(no_wrap=True)),
     )
     with Progress(*columns, console=console) as progress:

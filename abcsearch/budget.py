@@ -262,9 +262,8 @@ class Constraint:
         start = self.space.indices(candidate)
         room = self.space.last_indices - start
         grown = self.space.at(self._walk(start, room, 1, rng, keep=self._fits, until=full_enough))
-        return (
-            grown if self.allows(grown) else candidate
-        )  # measured times need not grow along a walk
+        # Measured times need not grow along a walk
+        return grown if self.allows(grown) else candidate
 
     def _fits(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Returns whether no upper bound is exceeded: (n, n_dims) values to (n,) bool."""
@@ -404,9 +403,8 @@ class _Walk:
         """Returns choice positions after so many steps, (n_counts, n_dims); counts ascend."""
         counts, n = np.asarray(counts), len(self.start)
         taken = self.order[: counts[-1]]
-        first = np.searchsorted(
-            counts, np.arange(len(taken)), side="right"
-        )  # the first count that a step is part of
+        # The first count that a step is part of
+        first = np.searchsorted(counts, np.arange(len(taken)), side="right")
         steps = np.bincount(first * n + taken, minlength=len(counts) * n).reshape(len(counts), n)
         return self.start + self.sign * steps.cumsum(axis=0)
 

@@ -88,9 +88,8 @@ def _searcher(name: str) -> Entry:
 def _evaluator(name: str) -> Entry:
     entry = EVALUATORS.find(name)
     kinds = entry.options.__mro__ if entry.options else ()
-    records = [
-        kind for kind in kinds if is_dataclass(kind)
-    ]  # options that evaluators share come last
+    # Options that evaluators share come last
+    records = [kind for kind in kinds if is_dataclass(kind)]
     options = _options(entry.options or entry.make)
     text = _whole(map(_doc, [entry.make, *records]), options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)

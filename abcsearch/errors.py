@@ -181,9 +181,8 @@ def _letters(name: str) -> str:
 
 def plural(count: int, word: str) -> str:
     """Returns a count and what is counted: "1 trial", "2,000 trials"."""
-    ending = (
-        "" if count == 1 else "es" if word.endswith(("s", "tch", "x")) else "s"
-    )  # batches, but epochs
+    # Batches, but epochs
+    ending = "" if count == 1 else "es" if word.endswith(("s", "tch", "x")) else "s"
     return f"{count:,} {word}{ending}"
 
 
@@ -198,9 +197,8 @@ def one_line(text: str, longest: int = 1000) -> str:
     return line if len(line) <= longest else f"{line[:longest]} ..."
 
 
-_UNSEEN = frozenset(
-    {"Cc", "Cf", "Cs", "Zl", "Zp"}
-)  # Unicode's categories of what steers and is not seen
+# Unicode's categories of what steers and is not seen
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def escaped(text: str) -> str:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 # .NAME.OWNER.tmp is the sibling of a file that is being written, .KIND-OWNER-abcd1234 a folder of tempfile.
 _OWNED = re.compile(r"\.(.+)[.-]([0-9a-f]{8})-(\d+)-(\d+)(?:\.tmp|-[a-z0-9_]{8})\Z")
-_LONG = (
-    24 * 3600
-)  # seconds after which nothing is expected any more of a process that cannot be asked about
+# Seconds after which nothing is expected any more of a process that cannot be asked about
+_LONG = 24 * 3600
 
 
 def owner() -> str:

@@ -72,11 +72,8 @@ def is_own(kind: str, record: Mapping[str, Any]) -> bool:
             and given.isascii()
             and _same(key, kind, plain, given)
         )
-    except (
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):  # arrays and the like: nothing that `signed` has written
+    # Arrays and the like: nothing that `signed` has written
+    except (TypeError, ValueError, RecursionError):
         return False
 
 

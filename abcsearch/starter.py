@@ -25,12 +25,8 @@ _CLASSES, _CHANNELS = (
 _NUMBERED = ("torchvision.", "timm.")  # whose functions take num_classes by **kwargs
 _LOOKED_AT = 20  # images whose size is looked at
 _SPLITS = ("train", "val", "valid", "validation", "test")
-_BUILT_IN = {
-    "digits": 10,
-    "cifar10": 10,
-    "cifar100": 100,
-    "imagenet": 1000,
-}  # data sets that say their classes
+# Data sets that say their classes
+_BUILT_IN = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 _TEXT = """\
 # A search for a smaller network, to be changed as you like. What there is to set, with defaults and papers:

@@ -158,9 +158,8 @@ def print_json(value: Any, *, indent: int | None = 1) -> None:  # noqa: ANN401 -
     JSON has no numbers that are not finite: they become null.
     """
     text = json.dumps(_finite(value), indent=indent, allow_nan=False)
-    console.print(
-        text.replace("\x7f", "\\u007f")
-    )  # the one control character that json leaves as it is
+    # The one control character that json leaves as it is
+    console.print(text.replace("\x7f", "\\u007f"))
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - plain JSON values
@@ -181,9 +180,8 @@ def print_table(head: Iterable[str], *rows: Iterable[str]) -> None:
     wide.width = wide.measure(table).maximum
     with wide.capture() as drawn:
         wide.print(table)
-    console.print(
-        Text.from_ansi(drawn.get().removesuffix("\n"))
-    )  # above a spinner, if there is one
+    # Above a spinner, if there is one
+    console.print(Text.from_ansi(drawn.get().removesuffix("\n")))
 
 
 def print_status(watched: RunWatch, *, as_json: bool = False) -> None:
@@ -262,9 +260,8 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
             for search in status.rows
             if search.left
         }
-        plain = status.running and not (
-            status.pulse and status.pulse.training
-        )  # how many are busy changes all the time
+        # How many are busy changes all the time
+        plain = status.running and not (status.pulse and status.pulse.training)
         now[""] = "running now" if plain else _state(status, watched)
         for name, line in now.items():
             if shown.get(name) != line:
@@ -373,9 +370,8 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
     tuned += f"; by other recipes, in finetuned: {', '.join(status.kept)}" if status.kept else ""
     search = status.searches[0]
-    from abcsearch.results.following import (
-        following,
-    )  # of what has been fine-tuned, which takes more to be loaded
+    # Of what has been fine-tuned, which takes more to be loaded
+    from abcsearch.results.following import following
 
     text = (
         "finished"

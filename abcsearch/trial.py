@@ -60,9 +60,8 @@ class Evaluation:
         if not finite:
             msg = f"a fitness must be finite, found {self.fitness}; report it as a failure"
             raise AbcSearchError(msg)
-        object.__setattr__(
-            self, "fitness", float(self.fitness)
-        )  # of any type, such as numpy's: a state is plain
+        # Of any type, such as numpy's: a state is plain
+        object.__setattr__(self, "fitness", float(self.fitness))
 
     def to_plain(self) -> dict[str, Any]:
         """Returns the evaluation as plain JSON values; metrics that are not finite are the texts nan, inf and -inf.

@@ -92,8 +92,7 @@ def with_base(config: RunConfig, stem: Path, load: LoadedOnce) -> RunConfig:
         return config
     file = checkpoint_path(stem.absolute(), repr((config.pretrain, config.model, config.data)))
     file = file.with_suffix(".safetensors")
-    with FileLock(
-        file.with_name(f".{stem.name}.lock")
-    ):  # the others wait; its folder is made if missing
+    # The others wait; its folder is made if missing
+    with FileLock(file.with_name(f".{stem.name}.lock")):
         train_base(config, file, config.model.build(config.seed), load(config))
     return replace(config, pretrain=None, model=replace(config.model, checkpoint=str(file)))

@@ -372,9 +372,8 @@ def tried(case, undisturbed, path):
 
 def _verdict(command, status, text, case, run, target, undisturbed):
     """Returns (what came of it, see `table`; the text)."""
-    gone = (
-        target.name in ("run.json", "plan.json") and not target.exists()
-    )  # then the folder is no longer one
+    # Then the folder is no longer one
+    gone = target.name in ("run.json", "plan.json") and not target.exists()
     named = str(target.parent) in text and (
         target.name in text or gone or target.name == "run.json"
     )

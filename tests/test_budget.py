@@ -434,9 +434,8 @@ def test_a_bound_that_excludes_nothing_is_like_the_whole_network():
             space, costs
         )
     (limit,) = Budget(latency_ms=1e9).bind(space, costs).limits
-    assert (
-        limit.high == 1e9
-    )  # a time that is measured may be longer than the full network's is expected to be
+    # A time that is measured may be longer than the full network's is expected to be
+    assert limit.high == 1e9
 
 
 def test_bounds_of_numpy_are_plain():

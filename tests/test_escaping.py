@@ -266,9 +266,8 @@ def test_failures_and_log_lines_and_what_a_running_search_says_of_itself(
     )
     log = path / "log.txt"
     assert not unseen(log.read_text())
-    assert (
-        " failed: ]0;title" in log.read_text()
-    )  # a reason is one line without them as soon as there is one
+    # A reason is one line without them as soon as there is one
+    assert " failed: ]0;title" in log.read_text()
     with log.open("ab") as file:
         file.write(PLANT.encode() + b"\n\xff\xfe\x9b\n")
     folder = RunFolder(path)

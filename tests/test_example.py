@@ -49,9 +49,8 @@ def trees(rows):
 @settings(max_examples=30)
 @given(st.data(), st.integers(1, 9), st.integers(1, 4))
 def test_every_tensor_is_cut_and_repeated_by_its_rows(data, rows, size):
-    image = (
-        torch.arange(rows).view(-1, 1, 1, 1, 1).float().expand(-1, 1, 2, 2, 2)
-    )  # with the most axes
+    # With the most axes
+    image = torch.arange(rows).view(-1, 1, 1, 1, 1).float().expand(-1, 1, 2, 2, 2)
     example = Example((image, data.draw(trees(rows))), {"more": data.draw(trees(rows))})
     assert len(example) == rows
     tensors = [x for x in example.tensors if x.ndim]

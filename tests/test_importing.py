@@ -86,14 +86,8 @@ def run(folder, *arguments, code=None, home=None):
 
 
 PACKAGES = ["torch", "numpy", "typer", "rich", "json", "safetensors", "ray", "optuna"]
-MISSING = [
-    "dill",
-    "pynvml",
-    "scikits",
-    "torchcomms",
-    "cython",
-    "lz4",
-]  # what packages try to import, and do without
+# What packages try to import, and do without
+MISSING = ["dill", "pynvml", "scikits", "torchcomms", "cython", "lz4"]
 
 
 def test_files_beside_the_user_do_not_stand_for_packages_and_their_own_module_counts_for_their_own_words(
@@ -152,9 +146,8 @@ def test_a_name_of_ones_own_file_is_not_that_of_a_module_elsewhere(tmp_path):
     assert done.returncode == 2
     assert "there is no module mynet" in done.stderr
     assert not (tmp_path / "sent" / "imported").exists()
-    assert (
-        run(tmp_path / "mine", "evaluate", "../sent/net", **environment).returncode == 0
-    )  # one's own
+    # One's own
+    assert run(tmp_path / "mine", "evaluate", "../sent/net", **environment).returncode == 0
 
 
 def test_python_does_not_look_in_the_working_folder_for_such_a_file_either(tmp_path):
@@ -166,9 +159,8 @@ def test_python_does_not_look_in_the_working_folder_for_such_a_file_either(tmp_p
         done = run(tmp_path, code=f"{how}; abcsearch.load('net')")
         assert "mynet:Net is not imported: mynet is not installed" in done.stderr
         assert not (tmp_path / "imported").exists()
-    assert (
-        run(tmp_path, code=f"{how}; import mynet; abcsearch.load('net')").returncode == 0
-    )  # it is loaded already
+    # It is loaded already
+    assert run(tmp_path, code=f"{how}; import mynet; abcsearch.load('net')").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,11 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("ABCSEARCH_SHORT", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv(
-        "PYTHONWARNINGS", "ignore:set-up"
-    )  # networks of the short form are hardly trained
+    # Networks of the short form are hardly trained
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:set-up")
     notebook = nbformat.read(path, as_version=4)
-    options = {
-        "timeout": 600,
-        "startup_timeout": 600,
-        "kernel_name": "python3",
-    }  # a busy machine is no mistake
+    # A busy machine is no mistake
+    options = {"timeout": 600, "startup_timeout": 600, "kernel_name": "python3"}
     NotebookClient(notebook, **options, resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [
         output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs

@@ -156,9 +156,8 @@ def test_sampling_is_uniform():
     rng = np.random.default_rng(0)
     counts = Counter(space.sample(rng) for _ in range(6000))
     assert set(counts) == set(itertools.product((1, 2, 3), (0, 1)))
-    assert (
-        sum((n - 1000) ** 2 / 1000 for n in counts.values()) < 20
-    )  # chi square, 5 degrees: p = 0.001
+    # Chi square, 5 degrees: p = 0.001
+    assert sum((n - 1000) ** 2 / 1000 for n in counts.values()) < 20
     again = np.random.default_rng(0)
     assert Counter(space.sample(again) for _ in range(6000)) == counts
     assert all(type(value) is int for value in space.sample(rng))

@@ -72,9 +72,8 @@ def test_the_whole_job(task, tmp_path):
     (tmp_path / "task.toml").write_text(COMMON + CONFIGS[task])
     run = tmp_path / "run"
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="set-up: "
-        )  # of networks that have hardly learnt anything
+        # Of networks that have hardly learnt anything
+        warnings.filterwarnings("ignore", message="set-up: ")
         call("search", tmp_path / "task.toml", "--run-dir", run)
     call("finetune", run)
     call("export", run, "--out", tmp_path / "export")

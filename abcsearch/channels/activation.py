@@ -74,9 +74,8 @@ def _alive(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Returns which storages are alive at which step, (steps, storages) 0 or 1, and the numbers of these storages."""
     dropped = [block for block, keep in zip(activations.blocks, kept, strict=True) if not keep]
-    same = {
-        leaves: enters for _, enters, leaves in dropped if leaves != enters
-    }  # one may add in place
+    # One may add in place
+    same = {leaves: enters for _, enters, leaves in dropped if leaves != enters}
     gone = tuple(f"{path}." for path, _, _ in dropped)
 
     def resolved(storages: tuple[int, ...]) -> set[int]:

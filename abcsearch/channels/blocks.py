@@ -223,9 +223,8 @@ class _Signs:
 
     def nonnegative(self, node: fx.Node) -> bool:
         """Returns whether a tensor certainly has no negative entries, whatever is done to it in place."""
-        waiting = [
-            node
-        ]  # each waits for those above it: calls in its place would be as deep as the network
+        # Each waits for those above it: calls in its place would be as deep as the network
+        waiting = [node]
         while waiting:
             last = waiting[-1]
             kind = _kind(self._operations, last) if last.op != "get_attr" else None

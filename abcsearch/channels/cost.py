@@ -239,9 +239,8 @@ class CostModel:
         weight, fixed = weights[cost]
         used = np.flatnonzero(weight)
         elements = expected_products(self._factors[:, used], self._constant[used], rows[:, :widths])
-        missing = rows.new_ones(
-            1 + widths + self._blocks - len(orders)
-        )  # blocks without a word on them, and no block
+        # Blocks without a word on them, and no block
+        missing = rows.new_ones(1 + widths + self._blocks - len(orders))
         kept = torch.cat([rows[0, widths:], missing])
         every = elements * kept[torch.from_numpy(self._block_of[used]).to(device)]
         return every @ torch.from_numpy(weight[used]).to(device) + kept @ torch.from_numpy(

@@ -38,9 +38,8 @@ class Fit:
         """
         self._inverse, self._weight = inverse.clone(), weight.clone()
         self._block, self._scale = block, scale
-        self._left = list(
-            range(weight.shape[1] // block)
-        )  # the channels' blocks of rows, in their order
+        # The channels' blocks of rows, in their order
+        self._left = list(range(weight.shape[1] // block))
 
     def losses(self) -> torch.Tensor:
         """Returns how much the summed squared error grows if a channel goes, (channels left,), not negative."""

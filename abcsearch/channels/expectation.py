@@ -55,9 +55,8 @@ def cumulants(name: str, channels: int, distribution: Distribution, most: int) -
         ):
             _check_range(name, distribution)
             kept = distribution.double()
-            return _of_moments(kept.expand(most, channels)).sum(
-                dim=1
-            )  # 0 ** k and 1 ** k: every moment is the mean
+            # 0 ** k and 1 ** k: every moment is the mean
+            return _of_moments(kept.expand(most, channels)).sum(dim=1)
         case (choices, torch.Tensor() as probabilities) if probabilities.is_floating_point():
             widths = _numbers(choices, probabilities.device)
             if widths is not None and widths.ndim == 1 and widths.shape == probabilities.shape:

@@ -115,9 +115,8 @@ def _readers(
                 joined[key] = _joined(gates, tensor)
             whole = target.divided(tensor)
             for axis, pattern in target.sums:
-                numbers = torch.from_numpy(plan.patterns[pattern]).to(
-                    tensor.device
-                )  # -1: the one at the end
+                # -1: the one at the end
+                numbers = torch.from_numpy(plan.patterns[pattern]).to(tensor.device)
                 whole = whole * joined[key][numbers].reshape(
                     [-1 if a == axis else 1 for a in range(whole.ndim)]
                 )

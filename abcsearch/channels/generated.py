@@ -148,9 +148,8 @@ class Generator(nn.Module):
         for one, maker in zip(self.made, self._makers, strict=True):
             if not gone or not one.name.startswith(gone):
                 tensor, inputs = tensors[one.name], [ratios[group] for group in one.groups]
-                with torch.autocast(
-                    tensor.device.type, enabled=False
-                ):  # the same numbers, whatever is computed in
+                # The same numbers, whatever is computed in
+                with torch.autocast(tensor.device.type, enabled=False):
                     weights[one.name] = maker(tensor, inputs, from_full=from_full)
         return weights
 

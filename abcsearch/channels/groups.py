@@ -72,9 +72,8 @@ def trace_channels(
     names = tensor_names(operations)
     flow = Flow(canonical=names[0], sizes=names[1], batch=batch, norms=Norms(allowed=renormalise))
     operands = propagate(flow, operations)
-    if (
-        flow.attends
-    ):  # attention: of a reshape into heads and channels of each, the heads are what can go
+    # Attention: of a reshape into heads and channels of each, the heads are what can go
+    if flow.attends:
         flow = Flow(
             canonical=names[0],
             sizes=names[1],
@@ -323,10 +322,8 @@ def _norms(
     flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
 ) -> tuple[ChannelNorm, ...]:
     """Returns what is computed over channels that can be removed."""
-    start, starts = (
-        0,
-        np.full(len(groups) + 1, -1, dtype=np.int64),
-    )  # the last one is for positions of no group
+    # The last one is for positions of no group
+    start, starts = (0, np.full(len(groups) + 1, -1, dtype=np.int64))
     for index, group in enumerate(groups):
         if group.fixed is None:
             starts[index], start = start, start + group.channels

@@ -35,9 +35,8 @@ def pointwise_safely(network: nn.Module) -> Iterator[None]:
         for module in network.modules()
         if isinstance(module, nn.Conv2d) and _affected(module)
     ]
-    modules = [
-        module for module in every if "_conv_forward" not in vars(module)
-    ]  # those of a block around this one
+    # Those of a block around this one
+    modules = [module for module in every if "_conv_forward" not in vars(module)]
     graphs = [module for module in network.modules() if isinstance(module, GraphModule)]
     for module in modules:
         vars(module)["_conv_forward"] = functools.partial(_conv_forward, module)

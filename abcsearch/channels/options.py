@@ -53,9 +53,8 @@ class SpaceOptions(WidthOptions):
         self, model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Example
     ) -> ChannelGraph:
         """Returns the channel groups of a network under these options, see `trace_channels`."""
-        from abcsearch.channels.groups import (
-            trace_channels,
-        )  # here, since what a config says is read without torch
+        # Here, since what a config says is read without torch
+        from abcsearch.channels.groups import trace_channels
 
         return trace_channels(model, example, fixed=self.fixed, renormalise=self.renormalise)
 

@@ -68,9 +68,10 @@ class Ranking:
             criterion=name,
             scores=tuple(ranking.scores[group] for group, ranking in enumerate(rankings)),
         )
+        # Sorted once for all
         vars(mixed)["orders"] = tuple(
             ranking.orders[group] for group, ranking in enumerate(rankings)
-        )  # sorted once for all
+        )
         return mixed
 
     def check(self, graph: ChannelGraph) -> None:

@@ -85,9 +85,8 @@ def _ranked(subject: Subject, criterion: str) -> Ranking:
         raise RankingError(msg)
     scores: list[NDArray[np.float64]] = []
     without: list[str] = []
-    with torch.inference_mode(
-        mode=False
-    ):  # the caller may be in such a block, where nothing can be differentiated
+    # The caller may be in such a block, where nothing can be differentiated
+    with torch.inference_mode(mode=False):
         every = (
             entry.scores(subject)
             if criterion in CRITERIA

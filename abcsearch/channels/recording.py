@@ -142,9 +142,8 @@ class Recorder:
         mark = self._mark(tensor)
         if mark is not None:
             node = mark.pending.node
-            self.storages[node] = (
-                self.storages[node] or mark.storage
-            )  # of one result among several, when it is used
+            # Of one result among several, when it is used
+            self.storages[node] = self.storages[node] or mark.storage
             return node
         node = self._attributes.get(id(tensor))
         if node is None:

@@ -138,9 +138,8 @@ class Repaired(Sliced):
             RankingError: if the network does not run on the images, or computes what is not finite.
         """
         if self._known is None:
-            with torch.autocast(
-                self._device.type, enabled=False
-            ):  # the same numbers, whatever the caller computes in
+            # The same numbers, whatever the caller computes in
+            with torch.autocast(self._device.type, enabled=False):
                 every = reader_moments(self.model, self.graph, self.images, seed=self._seed)
             tensors = dict(self.model.named_parameters())
             some = any(tensor.requires_grad for tensor in tensors.values())
@@ -162,9 +161,8 @@ class Repaired(Sliced):
         network = super().network(candidate, seed)
         outline = outlined(self.model, self.graph, candidate, self.ranking)
         fill(network, outline, self._changes(outline))
-        if self.how == "sequential" and (
-            outline.cuts or outline.dropped
-        ):  # else there is nothing to repair
+        # Else there is nothing to repair
+        if self.how == "sequential" and (outline.cuts or outline.dropped):
             images, goals = self._aims()
             with torch.autocast(images.device.type, enabled=False):
                 fit_in_turn(network, outline, goals, images, RIDGE, self._seed)

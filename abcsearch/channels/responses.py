@@ -232,9 +232,8 @@ class _Consumer:
         values = values.double().cpu()
         self._count += len(values)
         if self._over_images is mean_over_images:
-            self._total += values.sum(
-                dim=0
-            )  # nothing to keep: any number of images in the same memory
+            # Nothing to keep: any number of images in the same memory
+            self._total += values.sum(dim=0)
         else:
             self._kept.append(values)
 

@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.example import Example
 
-_DOUBTFUL, _SURE = (
-    0.7,
-    0.5,
-)  # what differs by less is right; what differs by more, in double precision, is wrong
+# What differs by less is right; what differs by more, in double precision, is wrong
+_DOUBTFUL, _SURE = (0.7, 0.5)
 _NOISE = 0.1  # added to a parameter that is the same everywhere
 
 

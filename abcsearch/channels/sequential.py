@@ -160,9 +160,7 @@ def _fit(goal: Goal, layer: Any, x: torch.Tensor, kept: torch.Tensor, ridge: flo
     reader = goal.reader
     rows = goal.sample.inputs(layer, x, 0).double()  # (conv_groups, rows, inputs)
     wanted = goal.outputs[:, kept.to(x.device)].double()
-    wanted = wanted.unflatten(1, (reader.conv_groups, -1)).movedim(
-        1, 0
-    )  # (conv_groups, rows, outputs)
+    wanted = wanted.unflatten(1, (reader.conv_groups, -1)).movedim(1, 0)
     weight = reader.split(layer.weight.double()).flatten(2)
     rest = wanted - rows @ weight.mT
     stays: torch.Tensor | None = None if reader.bias else layer.bias

@@ -73,9 +73,8 @@ def share(
         shared: dict[str, torch.Tensor] = {}
         hollow: dict[int, torch.Tensor] = {}
         for name, tensor in outline.tensors.items():
-            trained = type(tensor) is not torch.Tensor and isinstance(
-                tensor, nn.Parameter
-            )  # the first is quicker
+            # The first is quicker
+            trained = type(tensor) is not torch.Tensor and isinstance(tensor, nn.Parameter)
             left = slices.get(name)
             if left is None:
                 left = full[name] if trained else full[name].clone()

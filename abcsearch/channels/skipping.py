@@ -61,9 +61,8 @@ def _weighing(gate: torch.Tensor | float) -> Callable[..., torch.Tensor]:
         kwargs: dict[str, Any],
         added: torch.Tensor,
     ) -> torch.Tensor:
-        before: torch.Tensor = (
-            args[0] if args else next(iter(kwargs.values()))
-        )  # blocks have one input
+        # Blocks have one input
+        before: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
         return before + (gate.to(added) if isinstance(gate, torch.Tensor) else gate) * (
             added - before
         )

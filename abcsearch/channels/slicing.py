@@ -147,9 +147,8 @@ def parameter_of(tensor: torch.Tensor, requires_grad: bool) -> torch.Tensor:  # 
     return torch.Tensor._make_subclass(nn.Parameter, tensor, requires_grad)
 
 
-_set = (
-    object.__setattr__
-)  # nn.Module's own asks first whether a number is a parameter, a buffer or a module
+# Nn.Module's own asks first whether a number is a parameter, a buffer or a module
+_set = object.__setattr__
 
 
 def fit_attributes(module: nn.Module) -> None:

@@ -30,13 +30,8 @@ KINDS = (
     "metrics",
     "objectives",
 )
-KINDS += (
-    "baselines",
-    "space",
-    "budget",
-    "latency",
-    "execution",
-)  # the last ones: tables of a config
+# The last ones: tables of a config
+KINDS += ("baselines", "space", "budget", "latency", "execution")
 
 app = typer.Typer()
 

@@ -59,11 +59,10 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - what pickle asks for
         """Returns one of the four things that arrays are made with."""
+        # The flags are of numpy 1, which warns of them
         known: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): lambda kind, *_flags: np.dtype(
-                kind
-            ),  # the flags are of numpy 1, which warns of them
+            ("numpy", "dtype"): lambda kind, *_flags: np.dtype(kind),
             ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
             ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
         }

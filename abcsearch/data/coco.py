@@ -238,8 +238,7 @@ def coco(  # noqa: PLR0913 - options of a config
         return Data.from_images(
             *splits, validation=validation, seed=seed, name=name, objective=how.objective
         )
-    held_out(
-        splits[0].labels, validation, seed, objective=how.objective
-    )  # refused before anything is decoded
+    # Refused before anything is decoded
+    held_out(splits[0].labels, validation, seed, objective=how.objective)
     rows = [(images.decoded(), images.labels) for images in splits]
     return byte_data(name, rows[0], rows[1], scale, how)

@@ -194,9 +194,8 @@ def image_folder(  # noqa: PLR0913 - options of a config
         msg += f"{', '.join(f'{other} {shape}' for other, shape in shapes.items())}; set size to resize all"
         raise DataError(msg)
     if not held:
-        held_out(
-            train.labels, how.validation, seed
-        )  # refused before anything is decoded, like mean and std
+        # Refused before anything is decoded, like mean and std
+        held_out(train.labels, how.validation, seed)
     rows = train.decoded()
     scale = scale if mean is not None else scale_of(None, None, rows)
     splits = [(images.decoded(), images.labels) for images in (test, *held)]

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 _OBJECTIVE = "superresolution"
 _SCALES = (2, 3, 4, 8)
 _SMALLEST = 19  # pixels of enlarged patches that PSNR and SSIM need
-_PLAIN = (
-    255**2 / 10**4
-)  # mean squared error of bytes at 40 dB: of patches below it nothing is learnt
+# Mean squared error of bytes at 40 dB: of patches below it nothing is learnt
+_PLAIN = 255**2 / 10**4
 _VALIDATION = ("val", "valid", "validation")
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 

@@ -99,9 +99,8 @@ def _drawn(
     if wrong:
         msg = f"{name}: train is at least 2, test 1, size 16 pixels, drawing 0, found {wrong}"
         raise DataError(msg)
-    held_out(
-        torch.zeros(counts[0]), how.validation, how.seed, objective=how.objective
-    )  # before anything is drawn
+    # Before anything is drawn
+    held_out(torch.zeros(counts[0]), how.validation, how.seed, objective=how.objective)
     splits: list[tuple[torch.Tensor, torch.Tensor]] = []
     for split, count in zip(("train", "test"), counts, strict=True):
         every = [

@@ -65,9 +65,8 @@ def shapes(
         given = ", ".join(f"{name} = {value}" for name, value in wrong.items())
         msg = f"shapes: train is at least 2, test 1, size 16 pixels, drawing 0, found {given}"
         raise DataError(msg)
-    held_out(
-        torch.zeros(train), validation, seed, objective="detection"
-    )  # refused before anything is drawn
+    # Refused before anything is drawn
+    held_out(torch.zeros(train), validation, seed, objective="detection")
     splits: list[tuple[torch.Tensor, torch.Tensor]] = []
     for split, count in (("train", train), ("test", test)):
         every = [

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
     from abcsearch.data.scale import Scale
 
-    Batches = Iterator[
-        tuple[Any, torch.Tensor]
-    ]  # inputs are `Inputs`, which what is derived narrows
+    # Inputs are `Inputs`, which what is derived narrows
+    Batches = Iterator[tuple[Any, torch.Tensor]]
 
 _HASHED = 1024  # images copied at a time to be hashed
 
@@ -211,9 +210,8 @@ class Split(Images):
         if device == self.images.device:
             return self
         if device not in self._elsewhere:
-            with torch.inference_mode(
-                mode=False
-            ):  # what is made in such a block cannot be trained on
+            # What is made in such a block cannot be trained on
+            with torch.inference_mode(mode=False):
                 self._elsewhere[device] = Split._of(
                     self.rows.to(device), self.labels.to(device), self.scale
                 )
@@ -269,9 +267,8 @@ class Split(Images):
 
 
 def _from_arrays(rows: Any, labels: np.ndarray[Any, Any], scale: Scale | None) -> Split:  # noqa: ANN401 - two kinds
-    with (
-        warnings.catch_warnings()
-    ):  # memory that is shared is read-only, and nobody here writes to images
+    # Memory that is shared is read-only, and nobody here writes to images
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensors = (
             rows.mapped(torch.from_numpy) if isinstance(rows, Example) else torch.from_numpy(rows)

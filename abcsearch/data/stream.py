@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 _HASHED = 16  # images of a stream that are decoded for its fingerprint
 _AHEAD = 4  # batches that every worker process prepares in advance
 
-Transform = Callable[
-    [Any], Any
-]  # to a tensor, or to several inputs: a dict, a tuple or an Example of tensors
+# To a tensor, or to several inputs: a dict, a tuple or an Example of tensors
+Transform = Callable[[Any], Any]
 
 
 @runtime_checkable
@@ -219,9 +218,8 @@ class Stream(Images):
         """Yields one epoch of training; see `Images.shuffled`. Shifts and mirror images come after `training`."""
         device, count = torch.device(device), len(self) // batch_size
         order = torch.randperm(len(self), generator=generator)[: count * batch_size]
-        seeds = torch.randint(
-            2**62, (len(self),), generator=generator
-        )  # per image: no matter which worker has it
+        # Per image: no matter which worker has it
+        seeds = torch.randint(2**62, (len(self),), generator=generator)
         moves = draw_moves(count, batch_size, generator, shift=shift, flip=flip, device=device)
         positions = own_share(batch_size, share)
         order = order.view(count, batch_size)[:, positions].flatten()
@@ -257,9 +255,8 @@ class _Decoding(Dataset[Any]):
     ) -> None:
         """Keeps what a worker needs; it may be pickled."""
         self._stream, self._transform, self._seeds = stream, transform, seeds
-        self._first = (
-            stream._first
-        )  # before there are workers, each of which would decode an image to see
+        # Before there are workers, each of which would decode an image to see
+        self._first = stream._first
 
     def __getitems__(self, positions: list[int]) -> list[torch.Tensor] | DataError:
         """Returns the tensors of a batch as they lie in memory; errors too, as one raised would have a traceback."""

@@ -83,9 +83,8 @@ def _read(source: Any, where: str, ignore_index: int | None, inputs: Sequence[st
     kept = _Kept(_Pairs(source, where, inputs))
     unknown = torch.zeros(len(source), dtype=torch.int64)
     read = Stream(source=kept, labels=unknown, workers=0).loaded()
-    return Split(
-        read.images, _labels(kept.labels[1:], where, ignore_index), read.scale
-    )  # the first item has been read twice
+    # The first item has been read twice
+    return Split(read.images, _labels(kept.labels[1:], where, ignore_index), read.scale)
 
 
 class _Pairs:
@@ -129,15 +128,8 @@ class _Kept:
         return (image,)
 
 
-_IMAGES = (
-    "image",
-    "images",
-    "img",
-    "pixel_values",
-    "x",
-    "input",
-    "data",
-)  # what Datasets call the parts of an item
+# What Datasets call the parts of an item
+_IMAGES = ("image", "images", "img", "pixel_values", "x", "input", "data")
 _LABELS = ("label", "labels", "target", "targets", "y", "mask", "class")
 _COLOURS = (1, 3, 4)  # channels that bytes may have last
 
@@ -429,9 +421,8 @@ def call_own(name: str, function: Callable[..., object], options: Mapping[str, A
         return from_datasets(
             made, name=name, **{k: v for k, v in options.items() if k in PAIR_OPTIONS}
         )
-    if isinstance(made, Data) and (
-        left := sorted(split.keys() - {"seed"})
-    ):  # a run's seed is always offered
+    # A run's seed is always offered
+    if isinstance(made, Data) and (left := sorted(split.keys() - {"seed"})):
         msg = f"{name} returns data that are split already: it has no option {', '.join(left)}; leave it out"
         raise DataError(msg)
     return made

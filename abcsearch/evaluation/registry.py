@@ -43,9 +43,8 @@ def _accept(name: str, value: Any) -> EvaluatorEntry:  # noqa: ANN401 - whatever
     if isinstance(value, EvaluatorEntry):
         return value
     if callable(value):
-        options = getattr(
-            value, "Options", None
-        )  # of a class such as those derived from SlicedEvaluator
+        # Of a class such as those derived from SlicedEvaluator
+        options = getattr(value, "Options", None)
         if options is not None and not is_record(options):
             msg = f"evaluator {name!r}: Options is a frozen dataclass, or left out, found {options!r:.80}"
             raise ConfigError(msg)

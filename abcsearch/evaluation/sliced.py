@@ -270,9 +270,8 @@ class SlicedEvaluator(ABC):
         if not stages:
             tally.take(network, shown, full=full, batch_size=size)
         for stage in stages:
-            for positions in stage.split(
-                size
-            ):  # copied, and moved to the device, a batch at a time
+            # Copied, and moved to the device, a batch at a time
+            for positions in stage.split(size):
                 theirs = None if full is None else full[positions]
                 tally.take(network, shown.part(positions), full=theirs, batch_size=size)
             if self._is_lost(tally, bar):
@@ -300,9 +299,8 @@ class SlicedEvaluator(ABC):
         )
         if not self.finalists or tally.count < len(self._order):
             return spread
-        in_turn = self._stages and len(self._validation) == len(
-            self._order
-        )  # scored in the order drawn
+        # Scored in the order drawn
+        in_turn = self._stages and len(self._validation) == len(self._order)
         return spread | racing.group_means(values if in_turn else values[self._order])
 
 

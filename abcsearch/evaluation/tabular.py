@@ -138,9 +138,8 @@ class Tabular:
     @property
     def costs(self) -> Costs:
         """The table's costs, for `Budget.bind`."""
-        return cast(
-            "Costs", self._lookup
-        )  # without flops: Budget.bind refuses a budget that asks for them
+        # Without flops: Budget.bind refuses a budget that asks for them
+        return cast("Costs", self._lookup)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], dataset: str = "cifar10") -> Tabular:

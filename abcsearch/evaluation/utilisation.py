@@ -136,9 +136,8 @@ def _batches(images: Split) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def _traced(network: nn.Module, data: Data) -> ChannelGraph | None:
     """Returns the channel groups of the network of a candidate; None if they cannot be found."""
-    with (
-        warnings.catch_warnings()
-    ):  # what there is to warn of has been said of the network that it was cut out of
+    # What there is to warn of has been said of the network that it was cut out of
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return trace_channels(copy.deepcopy(network).cpu().eval(), data.example, check=False)

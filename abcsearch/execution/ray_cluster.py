@@ -123,9 +123,8 @@ def connect(address: str | None, cpus: int, gpus: float, log: Callable[[str], ob
                     session = _start(log, num_cpus=max(os.cpu_count() or 1, cpus), **options)
                 else:
                     reach(address)
-                    maybe_enable_token_auth_if_token_available(
-                        warn_if_disabled=False
-                    )  # Ray itself: for "auto" only
+                    # Ray itself: for "auto" only
+                    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
                     ray.init(address=address, **options)
             except RunError:
                 _stop()
@@ -197,9 +196,8 @@ def sent(value: Any, what: str, advice: str) -> Any:  # noqa: ANN401 - any objec
     try:
         return ray.put(value)
     except Exception as error:
-        why = str(error.__cause__ or error).strip().splitlines() or [
-            type(error).__name__
-        ]  # Ray's own fills a screen
+        # Ray's own fills a screen
+        why = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         msg = f"{what} cannot be sent to workers: {why[0]}; {advice}"
         raise RunError(msg) from error
 
@@ -240,9 +238,8 @@ def reach(address: str) -> None:
     except OSError as error:
         msg = f"no Ray cluster answers at {address} ({error}); {start}"
         raise RunError(msg) from error
-    if answer[3:4] != b"\4" and not os.environ.get(
-        "RAY_USE_TLS"
-    ):  # gRPC, as any HTTP/2, answers with its settings
+    # GRPC, as any HTTP/2, answers with its settings
+    if answer[3:4] != b"\4" and not os.environ.get("RAY_USE_TLS"):
         msg = f"what answers at {address} is not a Ray cluster; give the address that ray start --head has printed"
         raise RunError(msg)
 

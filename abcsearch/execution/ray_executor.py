@@ -40,9 +40,8 @@ _VERDICT = 60.0  # seconds within which Ray finds out that a machine is gone
 _STARTS = 3  # workers that may fail to start, one after the other, before the executor gives up
 _LONGEST_PAUSE = 60.0  # seconds before another worker is started
 
-Part = tuple[
-    bool, Any
-]  # of a call: whether it is kept in the object store, and the value or the reference to it
+# Of a call: whether it is kept in the object store, and the value or the reference to it
+Part = tuple[bool, Any]
 
 
 class _Host:

@@ -52,9 +52,8 @@ def begin_session() -> RaySession | None:
     if home is None:
         return None
     try:
-        with FileLock(
-            home / _LOCK, timeout=60
-        ):  # nobody looks while there is a folder, but not yet its lock
+        # Nobody looks while there is a folder, but not yet its lock
+        with FileLock(home / _LOCK, timeout=60):
             _sweep(home)
             path = Path(tempfile.mkdtemp(prefix="", dir=home))
             lock = FileLock(path / _LOCK)
@@ -82,9 +81,8 @@ def _home() -> Path | None:
         with contextlib.suppress(OSError):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = path.lstat()
-            if (
-                stat.S_ISDIR(status.st_mode) and status.st_uid == user
-            ):  # anybody may have put something there
+            # Anybody may have put something there
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == user:
                 path.chmod(0o700)
                 return path
     return None

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LOOK = 0.5  # seconds between looks at the driver
-_LEAST, _LONGEST = (
-    2.0,
-    60.0,
-)  # seconds: late starters are looked for, and what cannot be ended is given up
+# Seconds: late starters are looked for, and what cannot be ended is given up
+_LEAST, _LONGEST = (2.0, 60.0)
 _PRINTED = (".out", ".err")  # a driver's own files, which its children inherit, have other names
 _PROC = Path("/proc")
 

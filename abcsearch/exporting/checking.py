@@ -235,9 +235,8 @@ class Checks:
                     raise ExportError(msg) from error
                 for name in {**expected, **outputs}:
                     gaps.setdefault(name, []).append(_gap(expected.get(name), outputs.get(name)))
-        return {
-            name: float(torch.tensor(every).max()) for name, every in gaps.items()
-        }  # of NaN and others NaN
+        # Of NaN and others NaN
+        return {name: float(torch.tensor(every).max()) for name, every in gaps.items()}
 
 
 def _gap(expected: torch.Tensor | None, found: torch.Tensor | None) -> float:

@@ -315,9 +315,8 @@ def _changed_sizes(original: nn.Module, model: nn.Module) -> dict[str, dict[str,
     changed: dict[str, dict[str, Any]] = {}
     for path, module in after.items():
         sizes = {name: value for name, value in vars(module).items() if _are_sizes(value)}
-        built = vars(
-            before[path]
-        )  # what only forward makes, such as the shape of its last input, is not there
+        # What only forward makes, such as the shape of its last input, is not there
+        built = vars(before[path])
         known = {
             name: value
             for name, value in sizes.items()

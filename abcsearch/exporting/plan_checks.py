@@ -77,9 +77,8 @@ def unfit_sizes(path: str, layer: nn.Module, names: Mapping[str, Any]) -> Iterat
         layer: filled, and with the numbers of the plan.
         names: of the numbers that the plan has set.
     """
-    weight = layer._parameters.get(
-        "weight"
-    )  # not the attribute, which may be computed (parametrised)
+    # Not the attribute, which may be computed (parametrised)
+    weight = layer._parameters.get("weight")
     if weight is None:
         return
     shape, groups = tuple(weight.shape), getattr(layer, "groups", 1)
@@ -178,6 +177,5 @@ def _dense(shape: tuple[int, ...], strides: list[int]) -> bool:
         if stride != expected:
             return 0 in shape
         expected *= size
-    return (
-        max(strides, default=0) < 2**31
-    )  # those of sizes of 1 do not matter, if torch can read them
+    # Those of sizes of 1 do not matter, if torch can read them
+    return max(strides, default=0) < 2**31

@@ -23,16 +23,10 @@ INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
 }
 IMAGENET_SHAPE = (3, 224, 224)
 
-_PACKAGES = frozenset(
-    {"abcsearch", "timm", "torch", "torchvision"}
-)  # where networks of files from elsewhere come from
-_LOADING = (
-    "weights",
-    "pretrained",
-    "checkpoint",
-    "cache",
-    "trust",
-)  # options that begin so load files, or code
+# Where networks of files from elsewhere come from
+_PACKAGES = frozenset({"abcsearch", "timm", "torch", "torchvision"})
+# Options that begin so load files, or code
+_LOADING = ("weights", "pretrained", "checkpoint", "cache", "trust")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,17 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _STRIDES = (8, 16)  # of the two feature maps
-_SIDES = (
-    1.5,
-    2.1,
-)  # of the two anchors at every place, in strides: areas double from one to the next
+# Of the two anchors at every place, in strides: areas double from one to the next
+_SIDES = (1.5, 2.1)
 _MATCHED, _MISSED = 0.5, 0.4  # overlap of an anchor with an object that it finds, and with none
-_SPREAD = (
-    0.1,
-    0.1,
-    0.2,
-    0.2,
-)  # what offsets and sizes are divided by, so that all have about the same spread
+# What offsets and sizes are divided by, so that all have about the same spread
+_SPREAD = (0.1, 0.1, 0.2, 0.2)
 _LARGEST = 4.0  # of the logarithm of a size: exp of more is nothing that fits into an image
 _RARE = (
     0.01  # share of places with an object that a new network begins with, as focal loss needs it
@@ -186,10 +180,8 @@ def make_anchors(size: int) -> torch.Tensor:
     return torch.cat(every)
 
 
-_NEITHER, _NOTHING = (
-    -2,
-    -1,
-)  # what is assigned to anchors that are not counted, and to those of the background
+# What is assigned to anchors that are not counted, and to those of the background
+_NEITHER, _NOTHING = (-2, -1)
 
 
 def assign(anchors: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

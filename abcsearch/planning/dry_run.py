@@ -95,9 +95,8 @@ def rehearse_front(
     if chosen and folder.path.exists():
         check_front(folder, front)
     shared = Shared(front, folder)
-    prepare(
-        config, run_folder(folder, front.names[0]), weights=False, shared=shared
-    )  # refuses what cannot be
+    # Refuses what cannot be
+    prepare(config, run_folder(folder, front.names[0]), weights=False, shared=shared)
     one = rehearse(
         config, run_folder(folder, front.names[0]).path, patience=patience, chosen=chosen
     )
@@ -119,9 +118,8 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         and not config.execution.window
     )
     searcher = roles.searcher
-    if (
-        config.searcher.name == "given" and config.prepare is not None
-    ):  # it is given its structures later
+    # It is given its structures later
+    if config.searcher.name == "given" and config.prepare is not None:
         searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
     mapped = _mapped(config, folder, task, roles.searcher)
     doing("timing an evaluation")

@@ -299,9 +299,8 @@ class Marking(Sandwich):
             for share in self._chains.shares(self._graph, self._costs).values()
         ]
         total = loss + self._weight * torch.stack(beyond).sum().to(loss)
-        (gradient,) = torch.autograd.grad(
-            total, [self._chains.steps]
-        )  # weights do not learn from this pass
+        # Weights do not learn from this pass
+        (gradient,) = torch.autograd.grad(total, [self._chains.steps])
         self._chains.steps.grad = gradient
 
     def same(self) -> Mapping[str, Any]:

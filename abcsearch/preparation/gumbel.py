@@ -245,9 +245,8 @@ class Relaxed(Supervised):
         total, cost = self._goal.loss(outputs, labels), self.cost()
         if cost is not None:
             total = total + cost.to(total)
-        (gradient,) = torch.autograd.grad(
-            total, [self.logits.values], allow_unused=True
-        )  # criteria may all agree
+        # Criteria may all agree
+        (gradient,) = torch.autograd.grad(total, [self.logits.values], allow_unused=True)
         self.logits.values.grad = (
             torch.zeros_like(self.logits.values) if gradient is None else gradient
         )

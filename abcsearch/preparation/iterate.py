@@ -115,9 +115,8 @@ class _Rounds:
         self._task, self._trainer, self._options = task, trainer, options
         self.network = copy.deepcopy(task.base)
         self.structure = task.space.at(task.space.last_indices)
-        self._went = [
-            np.zeros(group.channels, dtype=np.int64) for group in task.graph.prunable
-        ]  # rounds; 0: is left
+        # Rounds; 0: is left
+        self._went = [np.zeros(group.channels, dtype=np.int64) for group in task.graph.prunable]
         self._chosen: list[Candidate] = []
 
     def next(self, number: int) -> Any:  # noqa: ANN401 - a Trained

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 _LISTED = 2**17  # structures of a space that are all looked at
 _DRAWN = 128  # of a larger one, repaired: where climbs may begin,
-_PRICES = np.geomspace(
-    0.01, 1000, 64
-)  # and the likeliest where the whole budget costs so much, in logarithms
+# And the likeliest where the whole budget costs so much, in logarithms
+_PRICES = np.geomspace(0.01, 1000, 64)
 _CLIMBS, _ROUNDS = 16, 200  # from the likeliest of these, and how far at most
 _FACTORS = np.geomspace(0.05, 4, 400)  # of expected widths
 _SPENT = 0.8  # of every upper bound, at least, as long as there are structures that do

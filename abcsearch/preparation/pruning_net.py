@@ -215,9 +215,8 @@ class Generating(Supervised):
         network = shared_network(self.model, self._graph, candidate, self._ranking, weights)
         self._called = network
         try:
-            with pointwise_safely(
-                network
-            ):  # the training's block is around the full network's modules
+            # The training's block is around the full network's modules
+            with pointwise_safely(network):
                 return self._taught(images, labels).loss
         finally:
             self._called = self.model

@@ -209,9 +209,8 @@ class Sandwich(Supervised):
         wanted = self._wanted(taught)
         for candidate in drawn:
             network = shared_network(self.model, self._graph, candidate, self._ranking)
-            with pointwise_safely(
-                network
-            ):  # the training's block is around the full network's modules
+            # The training's block is around the full network's modules
+            with pointwise_safely(network):
                 _, loss = self._goal.learned(self.model, network, (taught.images, wanted))
             total = total + self._weighed(loss, (1 - self._full_share) / len(drawn))
         return total

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 
     Bounds = Mapping[str, tuple[float, float]]
 
-_FAR, _HALVINGS = (
-    40.0,
-    40,
-)  # the slope of the first logits is looked for between minus this and this
+# The slope of the first logits is looked for between minus this and this
+_FAR, _HALVINGS = (40.0, 40)
 
 
 class TAS(Preparation):
@@ -296,9 +294,8 @@ class Sampling(Relaxed):
     def gates(self, draws: torch.Generator) -> Gates:
         """Returns gates: of a channel the sum of the weights of the drawn widths that keep it, of a block likewise."""
         weights = self.logits.whole(self.logits.mixed(self.temperature, self._samples, draws))
-        reached = nn.functional.pad(
-            weights.flip(1).cumsum(1).flip(1), (0, 1)
-        )  # 0 beyond the widest
+        # 0 beyond the widest
+        reached = nn.functional.pad(weights.flip(1).cumsum(1).flip(1), (0, 1))
         count = len(self._first)
         self._first = [each.to(reached.device) for each in self._first]
         groups = [row[first] for row, first in zip(reached, self._first, strict=False)]

@@ -164,9 +164,8 @@ class Dwindling(Supervised):
             [torch.full((c,), float(r)) for c, r in zip(self._channels, readers, strict=True)]
         )
         count = sum(self._channels)
-        self._went = torch.zeros(
-            count, dtype=torch.int64
-        )  # the number of those that went up to it; 0: it is left
+        # The number of those that went up to it; 0: it is left
+        self._went = torch.zeros(count, dtype=torch.int64)
         self._sums, self._mean = torch.zeros(count), torch.zeros(count)
         self._seen = self.prunings = 0
         self.met = bool(bounds.met(np.array([self._channels]))[0])

@@ -153,9 +153,8 @@ def draw_pareto(clouds: Sequence[Cloud], marks: Sequence[Mark]) -> Figure:
             axes.xaxis.set_major_formatter(EngFormatter())
     many[0].set_ylabel("fitness (higher is better)")
     many[0].set_title("Front of fitness and cost", fontsize=11, loc="left")
-    every = (
-        axes.get_legend_handles_labels() for axes in many
-    )  # a network may be far outside of one panel
+    # A network may be far outside of one panel
+    every = (axes.get_legend_handles_labels() for axes in many)
     shown = {label: handle for entries in every for handle, label in zip(*entries, strict=True)}
     handles, labels = list(shown.values()), list(shown)
     figure.legend(

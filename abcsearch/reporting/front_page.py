@@ -67,9 +67,8 @@ def front_page(report: FrontReport, *, linked: bool) -> Page:
     )
     if report.tuned and report.is_share:
         shown += f" Lines are 95 % intervals (Wilson) by the number of test images, {report.images[0]:,}."
-    cells = [
-        [*row[:3], *row[-2:], *row[3:-2]] for row in report.cells()
-    ]  # what is asked first, on telephones too
+    # What is asked first, on telephones too
+    cells = [[*row[:3], *row[-2:], *row[3:-2]] for row in report.cells()]
     sections = [
         Section(title="Accuracy and MACs", lead=shown, chart="macs"),
         Section(title="Accuracy and measured time", lead=_time_lead(report), chart="time"),

@@ -16,13 +16,8 @@ if TYPE_CHECKING:
 
     from abcsearch.reporting.history import History
 
-_PARTS = (
-    "model",
-    "data",
-    "searcher",
-    "evaluator",
-    "prepare",
-)  # their options stand beside their names in a config
+# Their options stand beside their names in a config
+_PARTS = ("model", "data", "searcher", "evaluator", "prepare")
 
 
 def config_toml(settings: Mapping[str, Any]) -> str:

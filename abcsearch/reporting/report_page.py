@@ -214,10 +214,8 @@ def _networks(found: Gathered) -> Section | None:
         "here, of whole batches. Fitness is what the search maximises: how good a network is on search-validation, "
         "images held out of training, before any fine-tuning."
     )
-    first = [
-        len(names) - 1,
-        *range(len(names) - 1),
-    ]  # the winner first: on a telephone it is seen without scrolling
+    # The winner first: on a telephone it is seen without scrolling
+    first = [len(names) - 1, *range(len(names) - 1)]
     body = network_table(names, network_lines(found.report), first)
     return Section(
         title="Networks", lead=lead, body=body + paragraph(found.report.notes[0], "note")

@@ -16,11 +16,8 @@ PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#9AA0A6"
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, "#8C6D00", "#5B5B5B")
 LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "": BLUE}
 NETWORKS = {"full": BLACK, "uniform": GREEN, "random": ORANGE}
-SYMBOLS = {
-    "full": ("square", "s"),
-    "uniform": ("diamond", "D"),
-    "random": ("triangle-up", "^"),
-}  # plotly, matplotlib
+# Plotly, matplotlib
+SYMBOLS = {"full": ("square", "s"), "uniform": ("diamond", "D"), "random": ("triangle-up", "^")}
 
 COSTS = {
     "macs": "MACs",
@@ -83,9 +80,8 @@ def change_text(before: float, after: float) -> str:
     if before == 0:
         return ""
     change = 100 * (after - before) / before
-    return (
-        "0 %" if abs(change) < 0.05 else f"{change:+.1f} %".replace("-", "\u2212")
-    )  # a minus sign
+    # A minus sign
+    return "0 %" if abs(change) < 0.05 else f"{change:+.1f} %".replace("-", "\u2212")
 
 
 def time_change(before: ForwardTime, after: ForwardTime) -> str:

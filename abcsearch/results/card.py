@@ -95,8 +95,9 @@ def write_card(  # noqa: PLR0913 - what it is about
     lines = [
         *_front_matter(run, info, licence),
         _MARK,
-        f"# {run.config.model.name}, pruned on {run.config.data.name}" if structure is run.winner else
-        f"# {run.config.model.name}: {structure.name}",
+        f"# {run.config.model.name}, pruned on {run.config.data.name}"
+        if structure is run.winner
+        else f"# {run.config.model.name}: {structure.name}",
         _what(run, structure, info),
         "## Numbers",
         _table(_numbers(run, structure, model, info, scores, chain)),
@@ -108,7 +109,7 @@ def write_card(  # noqa: PLR0913 - what it is about
         *_loading(made, info),
         "## Where it comes from",
         _table(_origin(run, structure, info, licence)),
-    ]  # fmt: skip
+    ]
     text = escaped("\n\n".join(line for line in lines if line) + "\n")
     replace_file(path, lambda file: file.write_text(text, encoding="utf-8"))
     return path

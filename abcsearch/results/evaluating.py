@@ -188,10 +188,8 @@ def evaluate_checkpoint(
     load_checkpoint(model, where)
     data = load_run_data(config)
     _check_fit(model.eval(), data, where)
-    with (
-        torch.inference_mode(),
-        FlopCounterMode(display=False) as counter,
-    ):  # it need not be one that can be pruned
+    # It need not be one that can be pruned
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         run_on(model, data.example.clone())
     macs = counter.get_total_flops() // 2
     looked = look_at(model, data, macs, Asked(brought=True, device=find_device(options.device)))

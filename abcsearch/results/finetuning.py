@@ -316,15 +316,14 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         file: tuned.model.state_dict(),
         other: training.last if recipe.keep == "best" else training.best,
     }
+    # For intervals, image by image
     scores = wanted.scores(structure) | {
         "before": tuned.before,
         "after": tuned.after,
         "losses": training.losses,
         "validation": training.scores,
         "best_epoch": training.best_epoch,
-        **(
-            {} if tuned.hits is None else {"hits": packed(tuned.hits.numpy())}
-        ),  # for intervals, image by image
+        **({} if tuned.hits is None else {"hits": packed(tuned.hits.numpy())}),
         "weights": {name: tensors_hash(state) for name, state in states.items()},
     }
     return put(

@@ -119,10 +119,8 @@ def _share_full(there: FinishedRun, run: FinishedRun, recipe: Recipe) -> None:
         return
     with run.folder.locked():
         run.folder.inside(f"{FOLDER}/{_FULL}.json")
-        for name in (
-            *weights_names(_FULL),
-            f"{_FULL}.json",
-        ):  # the scores, which vouch for the weights, last
+        # The scores, which vouch for the weights, last
+        for name in (*weights_names(_FULL), f"{_FULL}.json"):
             link(there.folder.path / FOLDER / name, run.folder.path / FOLDER / name)
 
 

@@ -152,9 +152,8 @@ class FrontReport:
         full, accuracy = self.accuracy(self.rows[0]), self.accuracy(row)
         if full is None or accuracy is None or row.kind == FULL:
             return "-"
-        if (
-            not (self.tuned and self.is_share) or row.kind == PEER
-        ):  # of how many images that is, nobody says
+        # Of how many images that is, nobody says
+        if not (self.tuned and self.is_share) or row.kind == PEER:
             return f"{accuracy - full:+.4f}"
         return (
             f"{100 * (accuracy - full):+.2f} ± {100 * interval(full, accuracy, self.images[0]):.2f}"

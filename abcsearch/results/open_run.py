@@ -311,9 +311,8 @@ def open_run(
         )
         raise RunError(msg)
     if over and _here(config) is config and os.access(folder.path, os.W_OK):
-        result = run_config(
-            config, run_dir, load=load, executor=SerialExecutor()
-        )  # nothing is left to evaluate
+        # Nothing is left to evaluate
+        result = run_config(config, run_dir, load=load, executor=SerialExecutor())
     else:  # nothing is left to write, either; a baseline is left to those who continue the run
         result = open_so_far(run_dir, load=load, trust=trust).result
     for name in searched(config.baselines) if baselines else ():

@@ -318,9 +318,8 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
         if not name.endswith("loss")
     ]
     both = {when: score[when] for when in ("before", "after")}
-    few = (
-        run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5
-    )  # top5 is always 1
+    # Top5 is always 1
+    few = run.result.task.data.objective == "classification" and run.result.task.data.classes <= 5
     known = [
         name
         for name in names

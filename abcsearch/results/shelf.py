@@ -138,9 +138,8 @@ def look_up(folder: RunFolder, name: str, wanted: Mapping[str, Any], metric: str
         if tuned.scores is not None and not tuned.beside:
             return shelf
         wrong = tuned.wrong or tuned.beside
-        if (
-            wrong and (folder.path / shelf / f"{name}.json").exists()
-        ):  # without scores, a kill has left it
+        # Without scores, a kill has left it
+        if wrong and (folder.path / shelf / f"{name}.json").exists():
             warnings.warn(f"{wrong}; {name} is fine-tuned again", UserWarning, stacklevel=3)
     return None
 
@@ -185,9 +184,8 @@ def keep(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
 def _cleared(folder: RunFolder, name: str, scores: Mapping[str, Any]) -> str:
     """Returns the shelf of a fine-tuning, made if missing, with nothing of this name on it."""
     shelf = shelf_of(folder, name, scores)
-    (folder.path / shelf).mkdir(
-        exist_ok=True
-    )  # not the folder above it, which is lost if it is missing
+    # Not the folder above it, which is lost if it is missing
+    (folder.path / shelf).mkdir(exist_ok=True)
     _remove(folder.path / shelf, name)
     return shelf
 
@@ -241,9 +239,8 @@ def _link(source: Path, target: Path) -> None:
     """Gives a file a second name, or copies it where it cannot have two."""
 
     def write(path: Path) -> None:
-        path.unlink(
-            missing_ok=True
-        )  # it may be the same file by another name: nothing is written into that
+        # It may be the same file by another name: nothing is written into that
+        path.unlink(missing_ok=True)
         try:
             path.hardlink_to(source)
         except OSError:

@@ -156,9 +156,8 @@ class RunWatch:
         self._folder = RunFolder(path)
         self._tails: dict[str, JournalTail] = {}
         self._ends: tuple[list[int], bool, bool] = ([], False, False)
-        self._to_decide: set[Path] = (
-            set()
-        )  # searches whose best trials are scored in full at their end
+        # Searches whose best trials are scored in full at their end
+        self._to_decide: set[Path] = set()
 
     @property
     def title(self) -> str:
@@ -181,9 +180,8 @@ class RunWatch:
         header = shown_header(self._folder)
         settings, n_trials = header["settings"], header["settings"]["n_trials"]
         folders = self._searched(header)
-        running = (
-            self._folder.in_use()
-        )  # before the journals: what is finished after that is seen at the next look
+        # Before the journals: what is finished after that is seen at the next look
+        running = self._folder.in_use()
         ended, exhausted = self._ended(list(folders.values()), n_trials)
         total = mapped_total(self._folder)
         pulse = self._pulse([*folders.values(), self._folder.map], ended=ended) if running else None

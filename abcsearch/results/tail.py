@@ -66,9 +66,8 @@ class JournalTail:
                 except OutOfChainError:
                     text = None
                 if text is None:
-                    read_journal(
-                        self._path
-                    )  # says what is wrong, unless this is a last line that is torn
+                    # Says what is wrong, unless this is a last line that is torn
+                    read_journal(self._path)
                     return
                 self._offset, self._last = self._offset + len(line), line
                 try:

@@ -71,13 +71,11 @@ def train_base(
             )
         anchor.check()
         replace_file(file, weights_writer(model))
-        for done in file.parent.glob(
-            f"{file.stem}-*.checkpoint"
-        ):  # also of settings that it has not become
+        # Also of settings that it has not become
+        for done in file.parent.glob(f"{file.stem}-*.checkpoint"):
             done.unlink()
-    if (
-        early is not None and not early.exists()
-    ):  # a kill came between, or it was not asked for then
+    # A kill came between, or it was not asked for then
+    if early is not None and not early.exists():
         _train_early(config, early, data)
     load_base(model, file)
     model.eval()

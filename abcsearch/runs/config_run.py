@@ -295,9 +295,8 @@ def _searched_baseline(
     folder.check()
     baseline.path.mkdir(parents=True, exist_ok=True)
     task = result.task
-    if (
-        task.made is not None
-    ):  # of which the weights are what all structures come from, and the structures are searched
+    # Of which the weights are what all structures come from, and the structures are searched
+    if task.made is not None:
         task = replace(task, made=replace(task.made, starts=()))
     roles = replace(Roles.of(task, settings, evaluator=roles.evaluator), executor=roles.executor)
     known = {trial.candidate: trial.evaluation for trial in result.trials}

@@ -42,11 +42,8 @@ _NSGA2 = (
     "searcher 'nsga2' looks for a front inside of each budget, whose winner is the structure of the highest fitness "
     "there; for one front against a cost, search the largest budget alone"
 )
-_COSTLY = (
-    ".jsonl",
-    ".safetensors",
-    ".checkpoint",
-)  # files of what took time: evaluations and trainings
+# Files of what took time: evaluations and trainings
+_COSTLY = (".jsonl", ".safetensors", ".checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,9 +140,8 @@ def held_header(
         _refuse_foreign(folder.path)
         return None
     before = folder.header()
-    same_kind = to_plain(
-        from_plain(type(settings), before["settings"], folder.path / "run.json")
-    )  # with defaults for what is new since
+    # With defaults for what is new since
+    same_kind = to_plain(from_plain(type(settings), before["settings"], folder.path / "run.json"))
     differing = differences(deciding(same_kind), deciding(to_plain(settings)))
     differing += [
         f"{_other(key, settings)} (hash {value} in the folder, {same[key]} now)"

@@ -160,10 +160,8 @@ class _Search:
         self._exhausted = False
         self._changed = False  # since the last snapshot
         self._settled = True  # the searcher is between two calls, and all that follows from the last one is done
-        self._saved, self._saving = (
-            time.monotonic(),
-            0.0,
-        )  # when the last snapshot was made, and how long it took
+        # When the last snapshot was made, and how long it took
+        self._saved, self._saving = (time.monotonic(), 0.0)
         # A staged evaluator promotes trial by trial in comparison with others, which may be others now.
         self._earlier = {} if isinstance(loop.evaluator, Staged) else earlier(loop.folder)
         self._seen = {t.candidate: t.evaluation for t in journal.trials.values()}

@@ -20,9 +20,8 @@ class Pace:
     def add(self, finished: float, seconds: float) -> None:
         """Takes when a trial finished, and how long its evaluation took."""
         longest = max(_PAUSE, _EVALUATIONS * seconds)
-        if (
-            self._recent and not 0 <= finished - self._recent[-1][0] <= longest
-        ):  # stopped, or the clock was set back
+        # Stopped, or the clock was set back
+        if self._recent and not 0 <= finished - self._recent[-1][0] <= longest:
             self._recent.clear()
         self._recent.append((finished, seconds))
 

@@ -47,10 +47,8 @@ if TYPE_CHECKING:
     from abcsearch.trial import Evaluation, Trial
 
 _HEADER = "run.json"
-_IDS = (
-    ("searcher.json", "run"),
-    ("fitness.json", "id"),
-)  # files that have the id of the run, too, and under which name
+# Files that have the id of the run, too, and under which name
+_IDS = (("searcher.json", "run"), ("fitness.json", "id"))
 _LONG = 200  # characters of a difference that nobody would read
 _TIMED = frozenset({"latency_ms"})  # metrics that are measured anew
 
@@ -334,9 +332,8 @@ class Remains:
             return "", "the journal has no trial that succeeded"
         if len(trials) < config.n_trials and not self._snapshot:
             return "", "there is no snapshot of the searcher (searcher.json), which has its options"
-        smallest = min(
-            told, key=lambda trial: trial.evaluation.params
-        )  # what is kept is chosen among the most
+        # What is kept is chosen among the most
+        smallest = min(told, key=lambda trial: trial.evaluation.params)
         chosen = {
             trial.number: trial for trial in (best_trial(told) or told[0], smallest, told[-1])
         }

@@ -192,9 +192,8 @@ def collected(
             f"abcsearch resume {quoted(folder.run)} --retry-failed"
         )
         raise RunError(msg)
-    builder = cache(
-        lambda: builder_of(task, evaluator)
-    )  # made when first needed: it may read images
+    # Made when first needed: it may read images
+    builder = cache(lambda: builder_of(task, evaluator))
     return SearchResult(
         run_dir=folder.path,
         settings=settings,

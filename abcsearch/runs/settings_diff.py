@@ -36,9 +36,8 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
         "execution": ExecutionOptions(),
     }
     for key, usual in records.items():
-        dated = (
-            {"renormalise": False} if settings_.get(key) and key == "space" else {}
-        )  # what it was before it was asked
+        # What it was before it was asked
+        dated = {"renormalise": False} if settings_.get(key) and key == "space" else {}
         settings_[key] = json.loads(
             json.dumps({**asdict(usual), **dated, **(settings_.get(key) or {})})
         )
@@ -111,9 +110,8 @@ def _lines(one: Any, other: Any, where: str) -> Iterator[str]:  # noqa: ANN401 -
         yield "another starting network (an export)"
     elif isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
-            inner = (
-                where if key == "options" else f"{where}.{key}"
-            )  # options stand beside the name in a config
+            # Options stand beside the name in a config
+            inner = where if key == "options" else f"{where}.{key}"
             yield from _lines(one.get(key), other.get(key), inner)
     else:
         first, second = _short(one), _short(other)

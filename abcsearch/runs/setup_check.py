@@ -224,9 +224,8 @@ def _enlarged(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def asked_of(settings: SearchSettings) -> Asked:
     """Returns what the set-up of a run is looked at for, once its network is trained."""
     brought = not isinstance(settings, RunConfig)
-    if isinstance(
-        settings, RunConfig
-    ):  # an export is of this package, which trains on `data.train`
+    # An export is of this package, which trains on `data.train`
+    if isinstance(settings, RunConfig):
         brought = settings.model.checkpoint is not None and settings.model.sizes is None
     name = (*settings.evaluator.devices, "auto")[0]
     return Asked(brought=brought, device=find_device(name))

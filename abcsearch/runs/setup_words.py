@@ -24,10 +24,8 @@ _SURE = 3  # standard errors beyond which a difference is none of chance
 _NEAR = 0.1  # of the way from chance to perfect: below, a share is near chance; at most as much again as chance itself
 _GAIN = 0.03  # that calibration brings at least where it is told
 _LOSS = 0.05  # likewise, that it costs
-_RENAMED, _FEWEST = (
-    0.25,
-    10,
-)  # gained by another order of classes at least, and images per class to tell
+# Gained by another order of classes at least, and images per class to tell
+_RENAMED, _FEWEST = (0.25, 10)
 _SAME = 0.95  # of the images with one and the same answer
 # Inputs of a mean or standard deviation outside of these are not normalised, whatever the scores; and outside of the
 # narrower ones they may be what is wrong where scores are.
@@ -146,9 +144,8 @@ class Looked:
         """Whether the network does hardly better than a constant answer."""
         if self.best is None or self.chance is None:
             return False
-        if (
-            chance_name(self.goal.headline) != "chance"
-        ):  # of the same images, which differ more than methods do
+        # Of the same images, which differ more than methods do
+        if chance_name(self.goal.headline) != "chance":
             return self.best.mean <= self.chance
         room = _NEAR * (1 - self.chance) if is_share(self.goal.headline) else 0.0
         return self.best.mean <= self.chance + max(_SURE * self.best.error, min(self.chance, room))

@@ -35,9 +35,8 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
         return evaluator
     if isinstance(evaluator, Staged):
         staged = copy.copy(evaluator)
-        staged.first = measured(
-            evaluator.first, task, settings
-        )  # those outside are not worth training
+        # Those outside are not worth training
+        staged.first = measured(evaluator.first, task, settings)
         return staged
     return _Measured(evaluator, task.source, task.data.example[:1], settings.latency, limit)
 

@@ -120,9 +120,8 @@ def _stage_time(
 
     def timed(own: dict[str, Any], work: float) -> _Part:
         start = time.perf_counter()
-        with (
-            warnings.catch_warnings()
-        ):  # what there is to warn of has been said when the run's own was made
+        # What there is to warn of has been said when the run's own was made
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             evaluator = make_evaluator(name, task.source, task.data, **own)
         evaluation = evaluate(measured(evaluator, task, settings), candidate, settings.seed)
@@ -286,9 +285,8 @@ class _Sparing(Task):
             if len(known) < _SCORED:
                 known.append(evaluator(candidate, seed))
             else:
-                self.spared.append(
-                    known[-1].seconds
-                )  # the first took longer, as what happens for the first time does
+                # The first took longer, as what happens for the first time does
+                self.spared.append(known[-1].seconds)
             return known[-1]
 
         return few

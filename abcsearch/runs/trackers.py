@@ -219,9 +219,8 @@ class _WandB(_InOrder):
     def _opened(self, n_trials: int) -> int:
         del n_trials
         self._run = self._wandb.init(**self._options)
-        return (
-            int(self._run.step or 0) - 2
-        )  # the step that comes next, one more than the number of its trial
+        # The step that comes next, one more than the number of its trial
+        return int(self._run.step or 0) - 2
 
     def _write(self, number: int, values: dict[str, float], finished: float) -> None:
         self._run.log({**values, "finished": finished}, step=number + 1)

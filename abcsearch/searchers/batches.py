@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 class _Batch:
     """A batch of which something is still to be handed out or told."""
 
-    asked: dict[Candidate, None] = field(
-        default_factory=dict["Candidate", None]
-    )  # in the order of asking
+    # In the order of asking
+    asked: dict[Candidate, None] = field(default_factory=dict["Candidate", None])
     told: dict[Candidate, Trial] = field(default_factory=dict["Candidate", "Trial"])
 
 

@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 _JITTER = 0.15  # standard deviation of first sources around uniform width, as a share of a dimension's choices
 _FILL = 32  # neighbours of the guided colony spend a share of the budget like the largest of so many uniform numbers
-_WALKS, _STEPS = (
-    64,
-    8,
-)  # random walks away from a neighbour that is known already, and how far they go
+# Random walks away from a neighbour that is known already, and how far they go
+_WALKS, _STEPS = (64, 8)
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,8 @@ class _Guide:
     @cached_property
     def mean(self) -> Floats:
         """Their weighted mean, (n_dims,) float64."""
-        return (self.weights[:, None] * self.rows).sum(
-            axis=0
-        )  # in an order that no library decides
+        # In an order that no library decides
+        return (self.weights[:, None] * self.rows).sum(axis=0)
 
     def draw(self, rng: np.random.Generator) -> Ints:
         """Returns for every dimension the choice of one of them, drawn by its weight, (n_dims,)."""
@@ -172,9 +169,7 @@ class BeeColony(Searcher):
                 targets = self.rng.choice(len(chances), size=len(chances), p=chances).tolist()
             case _:
                 targets = self._abandoned()
-        rows = np.array(
-            [self.space.indices(source) for source in self._sources]
-        )  # (n_sources, n_dims)
+        rows = np.array([self.space.indices(source) for source in self._sources])
         guide = self._better(rows) if self._phase in ("employed", "onlooker") else None
         starts = self._starts()
         batch: list[Candidate] = []

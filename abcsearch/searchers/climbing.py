@@ -132,9 +132,8 @@ class Climb:
         """
         shape = (*near.shape[:2], _MOVES)
         rank = (self._rng.random(shape) ** _STEEP * count[:, None, None]).astype(np.int64)
-        moves = (
-            self._rng.integers(_MOVES + 1, size=(*shape[:2], 1)) ** 2 // _MOVES
-        )  # few more often than many
+        # Few more often than many
+        moves = self._rng.integers(_MOVES + 1, size=(*shape[:2], 1)) ** 2 // _MOVES
         forms = np.arange(len(near))[:, None, None]
         dims = order[forms, rank]
         made = (np.arange(_MOVES) < moves) & (count[:, None, None] > 0)

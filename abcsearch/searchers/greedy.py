@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 _PATIENCE = (
     4  # neighbours that turn out to be known before the next ones are drawn from farther away
 )
-_LONG, _MARKS = (
-    10_000,
-    100,
-)  # steps of a way that is too long to be looked at whole, and looks at it
+# Steps of a way that is too long to be looked at whole, and looks at it
+_LONG, _MARKS = (10_000, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +81,8 @@ class Greedy(Searcher):
 
     def _begin(self) -> None:
         self._slimming = True
-        self._here = (
-            self.space.largest_indices.copy()
-        )  # choice positions of the structure that is slimmed
+        # Choice positions of the structure that is slimmed
+        self._here = self.space.largest_indices.copy()
         self._steps: list[int] = []  # dimensions in which this round tries a step
         self._stand_ins: list[
             Candidate

@@ -78,12 +78,10 @@ class NetworkAdjustment(Searcher):
     options: NetworkAdjustmentOptions
 
     def _begin(self) -> None:
-        self._here = self.space.values(self.space.largest_indices).astype(
-            np.float64
-        )  # wide as wanted, not as allowed
-        self._worth = np.full(
-            len(self.space), np.nan
-        )  # of each dimension of the structure there; nan: not known
+        # Wide as wanted, not as allowed
+        self._here = self.space.values(self.space.largest_indices).astype(np.float64)
+        # Of each dimension of the structure there; nan: not known
+        self._worth = np.full(len(self.space), np.nan)
         self._rounds = 0
         self._targets: list[Floats] = []  # of the batch that is evaluated: what `_here` would be
         self._best: Candidate | None = None

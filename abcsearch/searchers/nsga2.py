@@ -96,9 +96,8 @@ class NSGA2(Searcher):
             msg = f"nsga2: against = {against!r} needs a constraint with costs (Budget.bind); without, macs or params"
             raise SearcherError(msg)
         self._members: list[Candidate] = []
-        self._losses = np.zeros(
-            (0, 2)
-        )  # of the members: minus fitness and cost, both to be minimised
+        # Of the members: minus fitness and cost, both to be minimised
+        self._losses = np.zeros((0, 2))
         self._ranks = np.zeros(0, dtype=np.int64)  # their fronts
         self._gaps = np.zeros(0)  # their crowding distances
 
@@ -191,9 +190,8 @@ def fronts(losses: NDArray[np.float64]) -> NDArray[np.int64]:
     """
     least = np.asarray((losses[:, None] <= losses[None]).all(axis=2))
     dominates = np.logical_and(least, ~least.T)
-    pending: NDArray[np.int64] = dominates.sum(
-        axis=0
-    )  # how many points of no front yet dominate a point
+    # How many points of no front yet dominate a point
+    pending: NDArray[np.int64] = dominates.sum(axis=0)
     ranks = np.full(len(losses), -1, dtype=np.int64)
     rank = 0
     while (ranks < 0).any():

@@ -144,9 +144,8 @@ class OptunaOptions:
         if not isinstance(self.sampler_options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"optuna: sampler_options is a table of options by name, found {self.sampler_options!r}"
             raise SearcherError(msg)
-        if self.sampler not in list(
-            _SAMPLERS
-        ):  # a list takes anything, a dict only what can be hashed
+        # A list takes anything, a dict only what can be hashed
+        if self.sampler not in list(_SAMPLERS):
             raise SearcherError(
                 unknown_name("sampler of searcher 'optuna':", self.sampler, _SAMPLERS)
             )

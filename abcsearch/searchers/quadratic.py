@@ -33,11 +33,8 @@ if TYPE_CHECKING:
     _KNOWN,
     _NOISE,
 ) = range(9)
-SINGLE = (
-    _SQUARE,
-    _PAIR,
-    _NEIGHBOURS,
-)  # what a dimension's own curvature, and pairs of their own, are made of
+# What a dimension's own curvature, and pairs of their own, are made of
+SINGLE = (_SQUARE, _PAIR, _NEIGHBOURS)
 _CONSTANT_VARIANCE = 10.0  # of the constant, in units of the fitness' variance: nearly free
 _SPREAD = 2.0  # standard deviation of a log variance around its prior: a factor of 7 up or down
 _SUBSET = 400  # trials that variances are estimated from, at most

@@ -68,9 +68,8 @@ class RegularizedEvolution(Searcher):
 
     def _begin(self) -> None:
         self._first = True  # until the first population is proposed
-        self._alive: deque[tuple[Candidate, float]] = deque(
-            maxlen=self.options.population
-        )  # oldest first
+        # Oldest first
+        self._alive: deque[tuple[Candidate, float]] = deque(maxlen=self.options.population)
 
     def _propose(self) -> list[Candidate]:
         """Returns the first population, later a batch of children."""

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 _POWERS = (0.0, 0.5, 1.0)  # of the width scale: log, square root, linear
 _GROWTH = 1.25  # variances are estimated anew when there are this many times more trials
-_NUMBERS = (
-    2**22
-)  # columns of all structures of a space are kept if they are at most so many numbers
+# Columns of all structures of a space are kept if they are at most so many numbers
+_NUMBERS = 2**22
 _JITTER = 0.15  # standard deviation of starts around uniform width, as a share of the choices of a dimension
 _RANKED = 400  # of the structures that are best on a surface, how many are looked at for a new one
 
@@ -114,9 +113,8 @@ class ResponseSurface(Searcher):
         self._inside: Ints | None = (
             None  # all structures inside the budget, where they can be listed,
         )
-        self._numbers: Ints = np.zeros(
-            0, dtype=np.int64
-        )  # their numbers in the order of the whole space,
+        # Their numbers in the order of the whole space,
+        self._numbers: Ints = np.zeros(0, dtype=np.int64)
         self._columns: dict[Quadratic, Floats] = {}  # and their columns
 
     def _quadratics(self) -> list[Quadratic]:
@@ -134,9 +132,8 @@ class ResponseSurface(Searcher):
         self._fitness += [trial.fitness for trial in batch]
 
     def _propose(self) -> list[Candidate]:
-        with threadpool_limits(
-            1
-        ):  # the order of sums, and so the last bit, must not depend on the machine
+        # The order of sums, and so the last bit, must not depend on the machine
+        with threadpool_limits(1):
             if self._read != len(self.knowledge):
                 self._read = len(self.knowledge)
                 self._surfaces = [

@@ -123,9 +123,8 @@ class Sensitivity(Searcher):
                     self.constraint, np.exp(weights)[:, None] * loss, costs, rule, self.rng
                 )
                 row = self.space.indices(candidate)
-                row[~self.space.ordered] = near[
-                    ~self.space.ordered
-                ]  # the map says nothing of criteria
+                # The map says nothing of criteria
+                row[~self.space.ordered] = near[~self.space.ordered]
                 if weights.any() and self.rng.random() < _FREE:
                     row = self._with_one_free(row)
                 candidate = self.space.canonical(self.space.at(row))

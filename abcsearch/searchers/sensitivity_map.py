@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     Flags = NDArray[np.bool_]
 
-RULES = (
-    0.0,
-    1.0,
-    2.0,
-)  # powers of losses of which structures are made (`solved`), the most useful first
+# Powers of losses of which structures are made (`solved`), the most useful first
+RULES = (0.0, 1.0, 2.0)
 _PRICES = 400  # of a unit of cost that are tried at once
 
 
@@ -44,9 +41,8 @@ def probes(space: SearchSpace, levels: int) -> list[Candidate]:
     """
     largest = space.largest_indices
     rows = [largest]
-    for dimension, last in enumerate(
-        largest.tolist()
-    ):  # a criterion, 0 here, says nothing where all channels are kept
+    # A criterion, 0 here, says nothing where all channels are kept
+    for dimension, last in enumerate(largest.tolist()):
         positions = np.arange(last)
         if last > levels:
             positions = np.unique(np.round(np.arange(levels) * (last / levels)).astype(np.int64))

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 _WORST = 4.0  # fitness further below the best than this many times the median's distance counts as no worse
 _NONE = -20.0  # logarithm of a variance that leaves nothing to a coefficient
-_EXPONENTS = (
-    1.0,
-    2.0,
-)  # of the losses of a map: their sum, and one in which the greatest count most
+# Of the losses of a map: their sum, and one in which the greatest count most
+_EXPONENTS = (1.0, 2.0)
 
 
 def standardised(fitness: Floats) -> Floats | None:

@@ -56,9 +56,8 @@ def _others(
 ) -> NDArray[np.int64]:
     """Returns other choice positions than these, (n_dims,), uniformly drawn; no such where there is one choice."""
     others = rng.integers(np.maximum(space.last_indices, 1))
-    return others + (
-        others >= here
-    )  # the choices other than the present one, numbered without a gap
+    # The choices other than the present one, numbered without a gap
+    return others + (others >= here)
 
 
 def redrawn_criteria(

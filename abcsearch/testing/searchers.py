@@ -221,9 +221,8 @@ class SearcherContract(KnowledgeContract, CriteriaContract):
         rows = np.array(
             [trial.candidate for trial in self.play(self.make(space, constraint, 0), self.trials)]
         )
-        late = rows[
-            len(rows) // 8 :
-        ]  # not much later: what a model is sure of by then, it need not try again
+        # Not much later: what a model is sure of by then, it need not try again
+        late = rows[len(rows) // 8 :]
         varies = np.array([len(np.unique(late[:, i])) > 1 for i in range(len(space))])
         assert (varies == (space.last_indices > 0)).all()
 

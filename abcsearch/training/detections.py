@@ -235,9 +235,8 @@ class MeanAveragePrecision(Metrics):
         """Returns mAP, mAP50 and mAP75."""
         every = self._coco.compute()
         names = {"mAP": "map", "mAP50": "map_50", "mAP75": "map_75"}
-        return {
-            name: max(float(every[key]), 0.0) for name, key in names.items()
-        }  # -1 where there is no box at all
+        # -1 where there is no box at all
+        return {name: max(float(every[key]), 0.0) for name, key in names.items()}
 
 
 def constant_detections(labels: torch.Tensor, count: int) -> Detections:

@@ -12,11 +12,8 @@ SHAVED = 4  # pixels at each edge that are not looked at: what lies beyond them 
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 SMALLEST = 2 * SHAVED + _WINDOW  # height and width that both metrics need
 _C1, _C2 = 0.01**2, 0.03**2
-_LUMA = (
-    65.481,
-    128.553,
-    24.966,
-)  # of red, green and blue in Y of YCbCr (ITU-R BT.601), from 16 to 235 of 255
+# Of red, green and blue in Y of YCbCr (ITU-R BT.601), from 16 to 235 of 255
+_LUMA = (65.481, 128.553, 24.966)
 _EXACT = 1e-10  # the least mean squared error: images that are the same have 100 dB
 
 

@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from abcsearch.training.objectives import Objective
     from abcsearch.training.recipe import Recipe
 
-LOSS_SETTINGS = (
-    "label_smoothing",
-    "mixup",
-    "cutmix",
-    "distillation",
-)  # of a recipe: what the loop leaves to a lesson
+# Of a recipe: what the loop leaves to a lesson
+LOSS_SETTINGS = ("label_smoothing", "mixup", "cutmix", "distillation")
 
 
 class Lesson:

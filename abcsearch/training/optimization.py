@@ -97,9 +97,8 @@ class Optimizers:
             share: of the highest learning rates.
             clip_norm: longest gradient, of all parameters together; 0: no limit.
         """
-        for group, rate in zip(
-            self._groups(), self._rates, strict=False
-        ):  # `intact` sees groups that have come
+        # `intact` sees groups that have come
+        for group, rate in zip(self._groups(), self._rates, strict=False):
             group["lr"] = rate * share
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm)

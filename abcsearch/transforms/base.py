@@ -161,9 +161,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yields path and layer of every weight that is a plain parameter; tied ones once."""
     seen: set[int] = set()
     for path, module in model.named_modules():
-        weight = module._parameters.get(
-            "weight"
-        )  # not the attribute, which may be computed (parametrised)
+        # Not the attribute, which may be computed (parametrised)
+        weight = module._parameters.get("weight")
         if isinstance(module, Layer) and weight is not None and id(weight) not in seen:
             seen.add(id(weight))
             yield path, module

@@ -118,9 +118,8 @@ def low_rank(
             left[path] = factors
             continue
         known = moments.get(path)
-        usable = (
-            known is not None and known.reader.form == "patches"
-        )  # otherwise a warning has said so
+        # Otherwise a warning has said so
+        usable = known is not None and known.reader.form == "patches"
         network.set_submodule(
             path, split(layer, split_by, factors.ranks, known.gram[0] if known and usable else None)
         )

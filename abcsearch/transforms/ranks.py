@@ -44,9 +44,8 @@ def evbmf(values: Floats, shape: tuple[int, int]) -> int:
     alpha = few / many
     tau = 2.5129 * math.sqrt(alpha)
     edge = (1 + tau) * (1 + alpha / tau)
-    first = min(
-        math.ceil(few / (1 + alpha)) - 1, few - 1
-    )  # values from here on are noise at any rate
+    # Values from here on are noise at any rate
+    first = min(math.ceil(few / (1 + alpha)) - 1, few - 1)
     low = max(s2[first] / (many * edge), s2[first:].mean() / many) or s2.sum() * 1e-18 / (
         few * many
     )

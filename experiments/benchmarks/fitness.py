@@ -287,9 +287,8 @@ def main() -> None:
     if file.is_dir():
         parser.error(f"--results is a file, found the folder {file}")
     try:
-        truth = (
-            None if arguments.truth is None else results(arguments.truth)
-        )  # what is wrong with it is said first
+        # What is wrong with it is said first
+        truth = None if arguments.truth is None else results(arguments.truth)
         if not arguments.redraw:
             criteria = measure(arguments)
             found = {"machine": _machine(arguments.seeds), "criteria": criteria}
@@ -326,15 +325,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         AbcSearchError: if an argument or a file is wrong.
     """
     config = read_config(arguments.config, arguments.set)
-    Budget(
-        macs=tuple(arguments.macs)
-    )  # says what is wrong with it before a base network is trained
+    # Says what is wrong with it before a base network is trained
+    Budget(macs=tuple(arguments.macs))
     for name in arguments.criteria:
         if name not in KNOWN_CRITERIA:
             raise ConfigError(unknown_name("criterion", name, KNOWN_CRITERIA))
-    scored = list(
-        dict.fromkeys([SCREEN, *arguments.fitness])
-    )  # the first one is what criteria are compared by
+    # The first one is what criteria are compared by
+    scored = list(dict.fromkeys([SCREEN, *arguments.fitness]))
     settings = arguments.runs / "settings.json"
     now = {
         "config": to_plain(config),

@@ -56,10 +56,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 KEY = ("name", "method", "evaluations", "macs", "seed")  # what a row is of
-VALIDATION, CALIBRATION = (
-    1000,
-    512,
-)  # images that fitness is measured on, and that statistics are estimated on
+# Images that fitness is measured on, and that statistics are estimated on
+VALIDATION, CALIBRATION = (1000, 512)
 Row = dict[str, Any]
 
 

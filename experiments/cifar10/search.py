@@ -75,6 +75,7 @@ FEW = (
     "n_trials=10"  # as published, 200 would take half a day on a core; on a GPU: --set n_trials=200
 )
 # By table: what each run changes in the config. What is in both is searched once.
+# Chooses among the structures that the published ways have
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "searchers": {
         "random": ("searcher=random",),
@@ -88,11 +89,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "ways": {
         "published": (BEES, *PUBLISHED, FILTER, FEW),
         "published_inherited": (BEES, *PUBLISHED, "evaluator.fresh_norms=false", FILTER, FEW),
-        "adaptive_bn_filter_few": (
-            BEES,
-            FILTER,
-            FEW,
-        ),  # chooses among the structures that the published ways have
+        "adaptive_bn_filter_few": (BEES, FILTER, FEW),
         "adaptive_bn_filter": (BEES, FILTER),
         "bee_colony": (BEES,),
         "response_surface": (),
@@ -105,17 +102,8 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
 ALWAYS = ("full", "uniform")  # what all are compared with
 DIFFERENCES = ("uniform", "random")  # columns: how much better a network of the same seed is
 COMPARED = {"random": ALWAYS}  # which run fine-tunes it
-EXPECTED = {
-    "name",
-    "seed",
-    "changes",
-    "machine",
-    "candidate",
-    "macs",
-    "params",
-    "before",
-    "after",
-}  # of a row
+# Of a row
+EXPECTED = {"name", "seed", "changes", "machine", "candidate", "macs", "params", "before", "after"}
 ORDER = list(dict.fromkeys([*ALWAYS, *(name for variants in TABLES.values() for name in variants)]))
 CHANGES = {
     change for variants in TABLES.values() for changes in variants.values() for change in changes
@@ -258,9 +246,8 @@ class Results:
         times = dict(zip(known, _times(networks, example), strict=True))
         with self._changed():
             for row in self.rows:
-                if (
-                    tuple(row["candidate"]) in times
-                ):  # all but what another call has added meanwhile
+                # All but what another call has added meanwhile
+                if tuple(row["candidate"]) in times:
                     row["ms"] = times[tuple(row["candidate"])]
             self.timed_on = f"{processors()}, {versions('torch', 'onnxruntime')}"
 

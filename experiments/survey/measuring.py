@@ -189,9 +189,8 @@ def _epoch(job: Job, config: RunConfig, load: LoadedOnce) -> tuple[float, float]
             replace(config.finetune, epochs=1, warmup_epochs=0.0),
             copy.deepcopy(task.base),
         )
-        train(
-            network, task.data.train, recipe, seed=0
-        )  # what happens for the first time in a process takes longer
+        # What happens for the first time in a process takes longer
+        train(network, task.data.train, recipe, seed=0)
         start = time.process_time()
         train(network, task.data.train, replace(recipe, epochs=_TIMED), seed=0)
         _EPOCHS[job.file, job.seed] = (time.process_time() - start) / _TIMED, accuracy

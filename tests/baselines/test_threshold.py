@@ -81,9 +81,8 @@ def test_scores_are_compared_within_the_mean_of_their_group():
         scaled = toy([own * factor for own, factor in zip(plain, factors, strict=True)], budget)
         assert structure("global_threshold", scaled) == alike
         shares = [kept / full for kept, full in zip(alike, WIDTHS, strict=True)]
-        assert max(shares) - min(shares) <= 1 / min(WIDTHS) + 1 / max(
-            WIDTHS
-        )  # rising scores: cut evenly
+        # Rising scores: cut evenly
+        assert max(shares) - min(shares) <= 1 / min(WIDTHS) + 1 / max(WIDTHS)
 
 
 @pytest.mark.parametrize("name", NAMES)

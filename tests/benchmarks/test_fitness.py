@@ -88,11 +88,8 @@ def test_fitnesses_of_one_seed_are_held_against_the_default():
     assert "- that of the default" in rows[0]
     assert rows[3][1:3] == ["1.00 (1.00 to 1.00)", ""]
     assert rows[4][1:3] == ["1.00 (1.00 to 1.00)", "+0.00 (+0.00 to +0.00)"]
-    assert [row[4] for row in rows[3:6]] == [
-        "69.00",
-        "69.00",
-        "59.00",
-    ]  # what has the highest fitness is worth that
+    # What has the highest fitness is worth that
+    assert [row[4] for row in rows[3:6]] == ["69.00", "69.00", "59.00"]
     assert rows[5][2].startswith(f"{2 * -100 / 190:+.2f} (-1.")
     several = fitness_tables.report({"criteria": {"l1": [own, own]}, "machine": ""}).splitlines()
     assert several[0] == "| fitness | Kendall's tau | top-5 recall | chosen, % | s per structure |"

@@ -89,9 +89,8 @@ def test_a_dropped_block_costs_its_share_and_saves_its_convolutions():
             assert saved == 3 * 9 * width**2
             assert landscape.macs([full])[0] - landscape.macs([without])[0] == saved * size**2
             narrow = [*without[: axis - 2], 4 * width // 40, 4 * width // 40, *without[axis:]]
-            assert (
-                landscape.truths([narrow])[0] == landscape.truths([without])[0]
-            )  # widths of what is not there
+            # Widths of what is not there
+            assert landscape.truths([narrow])[0] == landscape.truths([without])[0]
 
 
 def test_costs_of_the_smallest_chain_by_hand():

@@ -13,9 +13,8 @@ def test_what_is_clear_at_once_is_stopped_at_once_and_ties_never():
     assert (found.stopped, found.lost) == (0.5, 0.0)
     assert found.images == (1000 + 100 + 100 + 1000) / 4000
     assert found.all_images == found.images + 2 * 1000 / 4000
-    assert (
-        race(clear, 100, [0] * 4).images == 1
-    )  # all of one batch: there is nothing to race against
+    # All of one batch: there is nothing to race against
+    assert race(clear, 100, [0] * 4).images == 1
     assert race(np.stack([clear[0]] * 3), 100, range(3)).images == 1
 
 

@@ -12,12 +12,8 @@ from experiments.benchmarks.sleeping import Sleeping
 
 
 def test_efficiencies_of_sleeps_that_are_known():
-    sleeps = [
-        (10.0, 2.0),
-        (10.0, 1.0),
-        (11.5, 1.5),
-        (12.5, 0.5),
-    ]  # the second worker loses 0.5 s, the first one too
+    # The second worker loses 0.5 s, the first one too
+    sleeps = [(10.0, 2.0), (10.0, 1.0), (11.5, 1.5), (12.5, 0.5)]
     assert scaling.steady(sleeps, 2) == pytest.approx((2 + 1 + 1) / (2 * 2.5))
     assert scaling.whole(sleeps, 2, 4.0) == pytest.approx(5 / 8)
 

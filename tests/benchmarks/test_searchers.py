@@ -19,15 +19,11 @@ from experiments.benchmarks.searchers.results import Results
 from experiments.benchmarks.searchers.rows import Row
 from experiments.benchmarks.searchers.tables import overview, summary
 
-EVERY = list(
-    itertools.product((8, 64), repeat=5)
-)  # structure i of the table: layer0 is the highest bit of i
+# Structure i of the table: layer0 is the highest bit of i
+EVERY = list(itertools.product((8, 64), repeat=5))
 BEST = {28: 70.79, 29: 70.8, 30: 71.0, 31: 70.9}  # per cent; the others have 40 + i
-ORDERS = {
-    0: (0, 5, 29, 1),
-    1: (10, 28, 3, 31),
-    2: (7, 6, 8, 9),
-}  # by seed: what the scripted searcher proposes
+# By seed: what the scripted searcher proposes
+ORDERS = {0: (0, 5, 29, 1), 1: (10, 28, 3, 31), 2: (7, 6, 8, 9)}
 
 
 def accuracy(i):
@@ -122,14 +118,11 @@ def test_medians_regrets_and_evaluations_needed(plan, tmp_path):
     assert found.optimum == pytest.approx(0.71)
     runs = found.runs["scripted"]
     one = summary(runs, found.optimum, (1, 2, 4))
-    assert one.accuracy == pytest.approx(
-        {1: 47, 2: 47, 4: 70.8}
-    )  # of 40, 50, 47; of 45, 70.79, 47; of 70.8, 70.9, 49
+    # Of 40, 50, 47; of 45, 70.79, 47; of 70.8, 70.9, 49
+    assert one.accuracy == pytest.approx({1: 47, 2: 47, 4: 70.8})
     assert one.regret == pytest.approx({1: 24, 2: 24, 4: 0.2})
-    assert (one.seeds, one.needed) == (
-        3,
-        4,
-    )  # of 3, 4, never: 70.8 is within 0.2 of 71, 70.79 is not
+    # Of 3, 4, never: 70.8 is within 0.2 of 71, 70.79 is not
+    assert (one.seeds, one.needed) == (3, 4)
     assert summary(runs[:1], found.optimum, (4,)).needed == 3
     assert summary(runs[2:], found.optimum, (4,)).needed == float("inf")
     # Over two tasks: mean regret, on how many tasks the median run is near the optimum.
@@ -171,9 +164,8 @@ def test_repeated_evaluations_are_charged_before_the_batch_that_is_asked_next(da
 
 def test_what_a_searcher_wants_to_know_first_is_charged_told_and_cannot_win(data):
     probed = play(job(searcher="sensitivity", evaluations=12, options={"levels": 1}), data)
-    assert (
-        probed.steps[0][0] == 7
-    )  # after five dimensions' smallest choices and the largest structure
+    # After five dimensions' smallest choices and the largest structure
+    assert probed.steps[0][0] == 7
     assert probed.evaluations == 12
     unfinished = play(job(searcher="sensitivity", evaluations=6, options={"levels": 1}), data)
     assert (unfinished.steps, unfinished.evaluations) == ([], 6)

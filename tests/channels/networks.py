@@ -73,12 +73,8 @@ HEADS = {
     "pooled": lambda x: torch.flatten(F.adaptive_avg_pool2d(x, 2), 1),
     "peak": lambda x: F.adaptive_max_pool2d(x, 1).flatten(1),
 }
-POOLED = {
-    "mean": 1,
-    "torch_mean": 1,
-    "pooled": 4,
-    "peak": 1,
-}  # features per channel, where not size * size
+# Features per channel, where not size * size
+POOLED = {"mean": 1, "torch_mean": 1, "pooled": 4, "peak": 1}
 
 TABLES = {"unary": UNARY, "binary": BINARY, "cat": CAT, "head": HEADS}
 
@@ -167,9 +163,8 @@ class Net(nn.Module):
         values = [x]
         for step, layer in zip(self.program.steps, self.layers, strict=True):
             values.append(layer(*[values[i] for i in step.inputs]))
-        x = F.silu(
-            self.norm(self.hidden(self.flatten(values[-1])))
-        )  # never cut off, so that mistakes show
+        # Never cut off, so that mistakes show
+        x = F.silu(self.norm(self.hidden(self.flatten(values[-1]))))
         return self.classifier(x)
 
 
@@ -227,9 +222,8 @@ class Drawing:
             ),
         )
         name = self.pick(CAT)
-        if (
-            name == "summed" and len({self.widths[i] for i in inputs}) > 1
-        ):  # it adds the parts in another order
+        # It adds the parts in another order
+        if name == "summed" and len({self.widths[i] for i in inputs}) > 1:
             name = "list"
         width = sum(self.widths[i] for i in inputs) * (2 if name in ("nested", "summed") else 1)
         self.add("cat", inputs, width, name)

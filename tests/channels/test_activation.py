@@ -43,9 +43,8 @@ class Alive(fx.Interpreter):
 
     def run_node(self, n):
         result = super().run_node(n)
-        needed = [
-            value for node, value in self.env.items() if node.users
-        ]  # fx keeps what nobody reads
+        # Fx keeps what nobody reads
+        needed = [value for node, value in self.env.items() if node.users]
         held = {id_of(t): t.untyped_storage().nbytes() for t in tensors([*needed, result])}
         self.peak = max(
             self.peak, sum(size for key, size in held.items() if key not in self.weights)

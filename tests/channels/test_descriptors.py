@@ -18,9 +18,8 @@ def described(model, example, levels=ALL):
 
 def test_resnet18():
     rows = described(torchvision.models.resnet18(), torch.zeros(1, 3, 224, 224))
-    layer1 = (
-        64 * 9 * 64 * 56 * 56
-    )  # a convolution of the first stage; they all cost as much but the one with stride
+    # A convolution of the first stage; they all cost as much but the one with stride
+    layer1 = 64 * 9 * 64 * 56 * 56
     assert rows["conv1"] == (3, 64, 224, 224, 2, 7, 3 * 49 * 64 * 112 * 112 + 2 * layer1)
     assert rows["layer1.0.conv1"] == (64, 64, 56, 56, 1, 3, layer1)
     assert rows["layer2.0.conv1"] == (64, 128, 56, 56, 2, 3, layer1 // 2)

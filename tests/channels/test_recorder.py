@@ -170,13 +170,8 @@ STYLES = {
     "direct": lambda m, x: m.a.forward(x),
     "closure": lambda m, x: (lambda f: f(f(x)))(m.a),
 }
-LOST = (
-    "shifted",
-    "normalised by data",
-    "scripted",
-    "plain list",
-    "option",
-)  # what they touch stays, by name
+# What they touch stays, by name
+LOST = ("shifted", "normalised by data", "scripted", "plain list", "option")
 
 
 class Net(nn.Module):

@@ -305,9 +305,8 @@ def test_repair_draws_nothing_from_the_caller_and_is_the_same_at_every_call(how,
     assert all(torch.equal(one[name], other[name]) for name in one)
     evaluated, _ = repaired(chain(**options), x, how)
     modeless = evaluated.network((4, 4)).state_dict()
-    assert all(
-        torch.equal(one[name], modeless[name]) for name in one
-    )  # it is in evaluation mode meanwhile
+    # It is in evaluation mode meanwhile
+    assert all(torch.equal(one[name], modeless[name]) for name in one)
     for module in (*model.modules(), *networks[0].modules()):
         assert module.training is training
         assert not module._forward_pre_hooks

@@ -11,11 +11,8 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
 from tests.channels.oracle import keeping, random_candidate, zeroed
 
-LAYERS = (
-    "aten.convolution",
-    "aten.addmm",
-    "aten.mm",
-)  # what convolutions and linear layers run; attention runs bmm
+# What convolutions and linear layers run; attention runs bmm
+LAYERS = ("aten.convolution", "aten.addmm", "aten.mm")
 TOLERANCE = 1e-10
 
 

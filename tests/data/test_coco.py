@@ -60,14 +60,8 @@ def test_images_and_boxes_are_resized_together(folder):
     data = load(folder)
     assert data.test.shape == (3, 40, 40)
     targets = unpacked(data.test.labels)
-    assert [own["labels"].tolist() for own in targets] == [
-        [],
-        [1],
-        [1],
-        [],
-        [1],
-        [1],
-    ]  # 3 comes before 18
+    # 3 comes before 18
+    assert [own["labels"].tolist() for own in targets] == [[], [1], [1], [], [1], [1]]
     assert targets[1]["boxes"].tolist() == [[4.0, 4.0, 20.0, 20.0]]
     assert (len(data.train), len(data.validation), data.objective) == (3, 3, "detection")
     in_memory = load(folder, stream=False)

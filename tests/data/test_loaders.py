@@ -107,9 +107,8 @@ def test_a_folder_of_search_validation_is_it_in_memory_and_streamed(tmp_path, na
         )
         assert data.validation.labels.tolist() == [0, 0, 1, 1]
         everything = data.train.loaded().images
-        assert torch.equal(
-            data.validation.images, everything[[0, 3, 4, 7]]
-        )  # by the training images' mean and std
+        # By the training images' mean and std
+        assert torch.equal(data.validation.images, everything[[0, 3, 4, 7]])
     assert torch.equal(memory.validation.images, streamed.validation.images)
     with pytest.warns(
         UserWarning,

@@ -140,10 +140,8 @@ def test_scikit_learns_photos_are_pairs_without_a_download():
     assert torch.equal(data.test.images, other.test.images)
     assert (len(data.train), len(data.validation), len(data.test)) == (140, 36, 77)
     assert data.test.labels.shape == (77, 3, 32, 32)
-    for split in (
-        data.train,
-        data.test,
-    ):  # pairs show the same: small pixels are about the mean of their large ones
+    # Pairs show the same: small pixels are about the mean of their large ones
+    for split in (data.train, data.test):
         means = torch.nn.functional.avg_pool2d(split.labels, 2)
         assert (means - split.images).abs().mean() < 0.3 * split.images.std()
 

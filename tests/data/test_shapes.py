@@ -52,9 +52,8 @@ def test_boxes_are_the_edges_of_shapes_which_stand_out():
                 inside = image[y1:y2, x1:x2].astype(float)
                 assert np.abs(inside - middle).max() < 90  # of one colour, up to the edges
             if CLASSES[label - 1] != "square":
-                assert (
-                    np.abs(image[y1, x1].astype(float) - middle).mean() > 15
-                )  # its corner is background
+                # Its corner is background
+                assert np.abs(image[y1, x1].astype(float) - middle).mean() > 15
     assert set(seen) == {1, 2, 3}
 
 

@@ -182,9 +182,8 @@ def test_nan_in_a_later_stage_is_a_failure_of_those_that_get_there(data):
 def test_a_first_stage_of_too_few_or_too_many_images_is_refused(source, data, images, words):
     with pytest.raises(DataError, match=words):
         made(source, data, stage_images=images, validation_images=60)
-    made(
-        source, data, stage_images=images, validation_images=60, scoring="full"
-    )  # where there is none
+    # Where there is none
+    made(source, data, stage_images=images, validation_images=60, scoring="full")
 
 
 def test_without_a_number_the_first_stage_is_large_enough_and_small_sets_have_one_stage(

@@ -139,9 +139,8 @@ class Forks:
     workers: int
 
     def run(self, task, folder, *, gpu, setup):
-        sent = pickle.dumps(
-            (task, list(setup.values()))
-        )  # torch would have both share the weights, as an argument
+        # Torch would have both share the weights, as an argument
+        sent = pickle.dumps((task, list(setup.values())))
         processes = [
             forks().Process(target=_shared, args=(sent, rank, self.workers, folder / "meeting"))
             for rank in range(self.workers)

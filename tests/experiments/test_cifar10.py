@@ -34,9 +34,8 @@ def call(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
     monkeypatch.setattr("abcsearch.results.forward._SECONDS", 0.1)
     monkeypatch.setattr(search, "_SECONDS", 0.1)
-    monkeypatch.setattr(
-        search, "in_onnxruntime", lambda networks, example: networks
-    )  # else seconds for each
+    # Else seconds for each
+    monkeypatch.setattr(search, "in_onnxruntime", lambda networks, example: networks)
 
     def called(*words):
         monkeypatch.setattr("sys.argv", ["search", *places, *words, *own])

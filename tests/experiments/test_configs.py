@@ -72,9 +72,8 @@ QUICK = {
     "autoslim/digits.toml",
     "dmcp/imagenet_resnet18_1040m.toml",
 }
-SIZE = (
-    128 / 224
-)  # of images here: those of ImageNet are smaller than published, and convolutions cost its square
+# Of images here: those of ImageNet are smaller than published, and convolutions cost its square
+SIZE = 128 / 224
 # Few images: batches of one, and one step of training.
 SMALL = {
     "adaptive_bn": ["evaluator.calibration_images=2", "evaluator.batch_size=2"],
@@ -102,9 +101,8 @@ def overrides(path, folder):
     match config.data.name:
         case "cifar10" | "cifar100":
             own += ["pretrain.batch_size=1"] if config.pretrain is not None else []
-            own += (
-                ["data.validation=0.5"] if config.data.name == "cifar100" else []
-            )  # there are two of every class
+            # There are two of every class
+            own += ["data.validation=0.5"] if config.data.name == "cifar100" else []
             return [*own, f"data.path={folder}"]
         case "image_folder":
             trained = config.pretrain is not None

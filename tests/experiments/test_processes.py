@@ -114,16 +114,14 @@ def test_processes_end_with_the_program(begin, tmp_path, by):
     while len(list((tmp_path / "pieces").iterdir())) < 2:
         assert program.poll() is None
         time.sleep(0.05)
-    assert (
-        program.stderr.readline() == "1/4 piece 1: disk full\n"
-    )  # from here on it says nothing of its own accord
+    # From here on it says nothing of its own accord
+    assert program.stderr.readline() == "1/4 piece 1: disk full\n"
     if by is signal.SIGINT:
         os.killpg(program.pid, by)  # as a terminal does
     else:
         program.kill()
-    _, said = program.communicate(
-        timeout=60
-    )  # the pipes are closed when the last process has ended
+    # The pipes are closed when the last process has ended
+    _, said = program.communicate(timeout=60)
     assert program.returncode == (130 if by is signal.SIGINT else -signal.SIGKILL)
     if by is signal.SIGINT:
         assert said.splitlines() == ["stopped; the same command goes on"]

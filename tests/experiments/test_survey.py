@@ -28,9 +28,8 @@ SOME = ["full", "uniform", "l1, threshold", "slimming"]
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """Calls the script with a small network and few epochs."""
-    monkeypatch.setattr(
-        measuring, "in_onnxruntime", lambda networks, example: networks
-    )  # else seconds for each
+    # Else seconds for each
+    monkeypatch.setattr(measuring, "in_onnxruntime", lambda networks, example: networks)
     monkeypatch.setattr(survey, "check_onnx", lambda: None)
 
     def called(*words, tiny=TINY):

@@ -229,9 +229,8 @@ def test_what_cannot_be_traced_for_any_batch_is_one_clear_error(tmp_path, networ
     with pytest.raises(ExportError, match=words):
         export(network(), tmp_path, example_input=example(), format="pt2")
     assert not list(tmp_path.iterdir())
-    assert (
-        export(network(), tmp_path, example_input=example()).difference == 0
-    )  # as safetensors it can
+    # As safetensors it can
+    assert export(network(), tmp_path, example_input=example()).difference == 0
 
 
 @pytest.mark.parametrize("kind", FORMATS)

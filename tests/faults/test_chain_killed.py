@@ -24,10 +24,8 @@ LINKS = [
 
 def _apply(folder):
     torch.set_num_threads(1)
-    chain_costs._SECONDS, chain_costs._session = (
-        0.05,
-        lambda *_: None,
-    )  # in no time, without onnxruntime
+    # In no time, without onnxruntime
+    chain_costs._SECONDS, chain_costs._session = (0.05, lambda *_: None)
     model = Constructor(name="small_resnet", options=OPTIONS).build().eval()
     recipe = Recipe(epochs=3, batch_size=64, lr=0.02)
     named = {"constructor": "small_resnet", "options": OPTIONS, "recipe": recipe}

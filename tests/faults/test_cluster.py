@@ -96,9 +96,8 @@ def test_a_lost_node_changes_nothing(tmp_path, cluster):
     finished(driver)
     assert_same_as(tmp_path / "run", expected)
     assert "worker lost: its machine was lost" in (tmp_path / "run" / "log.txt").read_text()
-    assert (
-        b'"lost"' not in (tmp_path / "run" / "journal.jsonl").read_bytes()
-    )  # no fault of the candidates
+    # No fault of the candidates
+    assert b'"lost"' not in (tmp_path / "run" / "journal.jsonl").read_bytes()
 
 
 def test_a_lost_head_ends_the_run_with_a_clear_message_and_it_can_be_continued(tmp_path, cluster):

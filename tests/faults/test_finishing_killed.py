@@ -117,9 +117,8 @@ def test_fine_tuning_killed_at_random_instants(made, tmp_path, forks):
     finished = 0
     for stopped in killed(forks, _tune, (run,)):
         assert set(RunWatch(run).look().tuned) <= {"bee_colony", "full", "uniform"}
-        if (
-            not stopped or finished == 0
-        ):  # what it has ended with is as undisturbed; then from the beginning
+        # What it has ended with is as undisturbed; then from the beginning
+        if not stopped or finished == 0:
             finished += 1
             if not stopped:
                 assert content(run / "finetuned") == expected

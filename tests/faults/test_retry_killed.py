@@ -58,9 +58,8 @@ def test_killed_at_random_instants_it_ends_as_if_nothing_had_failed(tmp_path, op
             assert victim.exitcode in (0, -9)
             kills += victim.exitcode == -9
             time.sleep(0.01)
-        last = forks().Process(
-            target=again, args=(path, evaluator, options)
-        )  # it may never have got as far before
+        # It may never have got as far before
+        last = forks().Process(target=again, args=(path, evaluator, options))
         last.start()
         finished(last)
         assert_same_as(path, expected)

@@ -119,9 +119,8 @@ def test_control_c_ends_a_run_with_workers_at_once_and_leaves_no_process(tmp_pat
     )
     family = descendants(driver.pid)
     assert any("raylet" in line for line in family.values())
-    os.killpg(
-        driver.pid, signal.SIGINT
-    )  # Ctrl-C reaches all processes of the group, those of Ray as well
+    # Ctrl-C reaches all processes of the group, those of Ray as well
+    os.killpg(driver.pid, signal.SIGINT)
     if twice:
         time.sleep(0.1)
         os.killpg(driver.pid, signal.SIGINT)

@@ -34,9 +34,8 @@ SIZES = {
     ("mobilenet_v2_cifar", None): (2_236_682, 87_976_448),
     ("shufflenet_v2_x0_5_cifar", None): (352_042, 10_902_016),
 }
-OURS = sorted(
-    set(MODELS) - {"tiny_ssd", "small_edsr", "small_fcn"}
-)  # that return other than logits of images
+# That return other than logits of images
+OURS = sorted(set(MODELS) - {"tiny_ssd", "small_edsr", "small_fcn"})
 
 
 def counted(model, size):

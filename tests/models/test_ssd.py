@@ -46,12 +46,8 @@ def test_anchors_cover_the_image_in_the_order_of_the_outputs():
     anchors = make_anchors(64)
     assert anchors.shape == (2 * (8 * 8 + 4 * 4), 4)
     middles, sides = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
-    assert middles[:4].tolist() == [
-        [4, 4],
-        [4, 4],
-        [12, 4],
-        [12, 4],
-    ]  # along the row first, both anchors of a place
+    # Along the row first, both anchors of a place
+    assert middles[:4].tolist() == [[4, 4], [4, 4], [12, 4], [12, 4]]
     assert sorted({round(side, 3) for side, _ in sides.tolist()}) == pytest.approx(
         [12, 16.8, 24, 33.6]
     )
@@ -109,9 +105,8 @@ def test_the_right_answer_has_hardly_a_loss_and_others_more():
     assert float(model.losses(elsewhere, targets)["classes"]) > 1
     far = raw.clone()
     far[..., :4] += 1
-    assert float(model.losses(far, targets)["boxes"]) == pytest.approx(
-        2.0
-    )  # four numbers, off by 1: 0.5 each
+    # Four numbers, off by 1: 0.5 each
+    assert float(model.losses(far, targets)["boxes"]) == pytest.approx(2.0)
     assert float(model.losses(raw, [target([], []), target([], [])])["boxes"]) == 0
 
 

@@ -186,9 +186,8 @@ def test_a_time_that_grows_in_proportion_is_found_exactly(fixed, pace, full, pat
 
 @pytest.mark.parametrize("first", [5.0, 30.0, 1000.0])
 def test_a_first_time_that_takes_longer_does_not_count(first):
-    timed = iter(
-        [(1, first), (1, 0.1), (8, 0.8), (20, 1.6)]
-    )  # 20: 2 s of patience allow 2.5 times as much again
+    # 20: 2 s of patience allow 2.5 times as much again
+    timed = iter([(1, first), (1, 0.1), (8, 0.8), (20, 1.6)])
 
     def part(share):
         work, seconds = next(timed)
@@ -202,9 +201,8 @@ def test_a_first_time_that_takes_longer_does_not_count(first):
 
 
 def test_a_larger_part_that_took_no_longer_counts_in_proportion():
-    timed = iter(
-        [(10, 0.5), (10, 0.5), (20, 0.45), (20, 0.45)]
-    )  # the last cannot be made larger: it is the end
+    # The last cannot be made larger: it is the end
+    timed = iter([(10, 0.5), (10, 0.5), (20, 0.45), (20, 0.45)])
     found = timing._grown(lambda _: timing._Part(*(pair := next(timed)), pair[1]), 100, 1.0)
     assert found.seconds == pytest.approx(0.45 * 5)
     assert next(timed, None) is None

@@ -138,9 +138,8 @@ def test_a_large_space_is_climbed(monkeypatch):
             patch.setattr("abcsearch.preparation.likeliest._LISTED", 0)
             climbed = likeliest(probabilities, constraint, 3, np.random.default_rng(0))
         assert climbed[0][1] == pytest.approx(listed[0][1])
-        certain = [
-            np.eye(len(p))[-1] for p in probabilities
-        ]  # of the full network, which is outside
+        # Of the full network, which is outside
+        certain = [np.eye(len(p))[-1] for p in probabilities]
         with monkeypatch.context() as patch:
             patch.setattr("abcsearch.preparation.likeliest._LISTED", 0)
             assert all(

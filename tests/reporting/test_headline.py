@@ -37,9 +37,16 @@ def row(name, macs, median, after=None, fitness=0.9):
 
 def report(*rows, images=1000, differences=()):
     return Report(
-        title="", rows=rows, widths=(), notes=(), against="macs", front=(), metric="top1", images=images,
+        title="",
+        rows=rows,
+        widths=(),
+        notes=(),
+        against="macs",
+        front=(),
+        metric="top1",
+        images=images,
         differences=differences,
-    )  # fmt: skip
+    )
 
 
 def test_the_sentence_of_the_issue():

@@ -74,9 +74,8 @@ def test_all_formats_score_as_the_module_does_and_as_the_report_says(exported, p
         True,
     )
     pixels = data.test.images * info["input"]["std"][0] + info["input"]["mean"][0]
-    assert torch.allclose(
-        16 * pixels, (16 * pixels).round(), atol=1e-3
-    )  # of digits, whole numbers from 0 to 16
+    # Of digits, whole numbers from 0 to 16
+    assert torch.allclose(16 * pixels, (16 * pixels).round(), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["", "model.onnx"])

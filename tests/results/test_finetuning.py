@@ -363,9 +363,8 @@ def test_a_fine_tuning_that_was_killed_is_continued_by_the_command_that_status_n
     assert first.endswith(
         f" was stopped after epoch 2; it stays, continue it with: {plain['interrupted']}"
     )
-    assert state_of(run)[0].startswith(
-        "finished;"
-    )  # what was stopped before that is not the last one
+    # What was stopped before that is not the last one
+    assert state_of(run)[0].startswith("finished;")
     done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0, done.output
     lines = said(done)

@@ -88,9 +88,8 @@ def test_fine_tuning_that_was_stopped_goes_on(searched, tuned, tmp_path):
     shutil.copytree(searched, tmp_path / "run")
     own = tmp_path / "run" / "budgets" / NAMES[1] / "finetuned"
     own.mkdir()
-    shutil.copy(
-        tuned / "budgets" / NAMES[1] / "finetuned" / "full.safetensors", own
-    )  # its scores were to come
+    # Its scores were to come
+    shutil.copy(tuned / "budgets" / NAMES[1] / "finetuned" / "full.safetensors", own)
     said("finetune", tmp_path / "run")
     for name in NAMES:
         for kind in ("bee_colony", "full", "uniform"):

@@ -64,9 +64,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
             kept[name] += low <= truth <= high
     assert 0.93 < kept["wilson"] / trials < 0.97
     assert 0.93 < kept["paired"] / trials < 0.975
-    assert (
-        kept["unpaired"] / trials > 0.99
-    )  # too wide: it does not know that the images are the same
+    # Too wide: it does not know that the images are the same
+    assert kept["unpaired"] / trials > 0.99
 
 
 def test_answers_that_are_alike_tell_more_apart():

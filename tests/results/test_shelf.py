@@ -95,9 +95,8 @@ def test_what_is_replaced_is_kept_and_taken_from_there_again(run, made):
     assert content(home) == one
     assert shelves(run) == [two]
     kept = RunWatch(run.folder.path).look().kept[0]
-    assert status(run).endswith(
-        f"{kept}; next: abcsearch report {run.folder.path}"
-    )  # and nothing of an interruption
+    # And nothing of an interruption
+    assert status(run).endswith(f"{kept}; next: abcsearch report {run.folder.path}")
     assert not tune(run, dataclasses.replace(TWO, warmup_epochs=1))  # a number is a number
     assert content(home) == two
 
@@ -249,9 +248,8 @@ def test_killed_at_any_instant_the_old_or_the_new_is_whole_and_is_had_again(
             break
         assert wholes(run), count
         now = run.tuned(run.winner)
-        assert now.scores or now.wrong, (
-            count
-        )  # it is never taken for one that has not been fine-tuned
+        # It is never taken for one that has not been fine-tuned
+        assert now.scores or now.wrong, count
         if now.wrong:  # the command of the new recipe goes on
             assert "--set epochs=2 --set lr=0.05 --set keep=best" in refusal(
                 run.folder, "bee_colony", now

@@ -191,9 +191,8 @@ def test_reports_show_which_was_chosen_with_and_without_the_network(run, tmp_pat
 def test_a_damaged_number_of_a_criterion_is_shown_as_none(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    rewrite(
-        folder / "run.json", lambda record: record["settings"].update(criterion=NAMES[:2])
-    )  # of three
+    # Of three
+    rewrite(folder / "run.json", lambda record: record["settings"].update(criterion=NAMES[:2]))
 
     def nowhere(config):
         raise DataError("not at hand")

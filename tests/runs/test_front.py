@@ -119,9 +119,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_end(whole, tiny_model, tiny_dat
     again = resume(tmp_path / "run", evaluator=by_width, **objects)
     assert outcomes(again) == outcomes(whole)
     assert len(LOG) <= sum(len(result.trials) for result in whole.results) + 5 - stop
-    assert outcomes(run(tiny_model, tiny_data, tmp_path / "run")) == outcomes(
-        whole
-    )  # so does the same call
+    # So does the same call
+    assert outcomes(run(tiny_model, tiny_data, tmp_path / "run")) == outcomes(whole)
     assert not LOG
 
 

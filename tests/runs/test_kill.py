@@ -53,9 +53,8 @@ def forks():
 
 
 def test_killed_at_random_instants_it_is_as_uninterrupted(tiny_config, tmp_path, forks):
-    first = forks.Process(
-        target=int
-    )  # the server starts, and imports torch, with its first process
+    # The server starts, and imports torch, with its first process
+    first = forks.Process(target=int)
     first.start()
     first.join()
     start = time.monotonic()

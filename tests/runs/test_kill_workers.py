@@ -25,9 +25,8 @@ def test_a_killed_driver_takes_its_workers_along_and_is_continued_as_undisturbed
     # It cannot come to its end before it is killed: trial 20 hangs, and no other is far ahead of it.
     evaluator = Troubled(run / "attempts", seconds=0.05, kills={3: 1}, hangs={20: 1})
     victim = started(run, n_trials=30, window=4, evaluator=evaluator, workers=2)
-    until_trials(
-        run, 8, victim
-    )  # with a window of 4 that is after trial 3, which takes another worker
+    # With a window of 4 that is after trial 3, which takes another worker
+    until_trials(run, 8, victim)
     time.sleep(np.random.default_rng().uniform(0, 0.2))
     family = descendants(victim.pid)
     assert any("raylet" in line for line in family.values())

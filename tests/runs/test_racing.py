@@ -138,9 +138,8 @@ def test_interrupted_anywhere_it_is_as_undisturbed(tmp_path, searcher, window, l
         tmp_path / "run", between=between, searcher=searcher, window=window, evaluator=toy
     )
     assert found(tmp_path / "run") == expected
-    assert len(toy.calls) == N + sessions + len(
-        expected[1]
-    )  # the interrupted ones twice, nothing else
+    # The interrupted ones twice, nothing else
+    assert len(toy.calls) == N + sessions + len(expected[1])
     state = RunFolder(tmp_path / "run").read_json("searcher.json")
     assert (state["told"], state["open"], state["decided"]) == (N, [], True)
 

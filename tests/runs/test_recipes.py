@@ -112,9 +112,8 @@ def test_the_page_names_the_recipe_that_was_used(tuned, tmp_path):
     page = (folder / "report.html").read_text()
     assert "abcsearch finetune NEW_FOLDER --set epochs=2" in page
     loading = page[page.index("How to load the network") :]
-    assert (
-        "abcsearch finetune" not in loading[: loading.index("from abcsearch import load")]
-    )  # it has been
+    # It has been
+    assert "abcsearch finetune" not in loading[: loading.index("from abcsearch import load")]
     assert "uniform: epochs 1, not 2" in page
     assert "uniform: epochs 1, not 2" in result.output
     made = json.loads((folder / "report.json").read_text())

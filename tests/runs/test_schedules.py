@@ -179,9 +179,8 @@ def test_asynchronous_a_journal_replayed_twice_gives_the_same_state_bit_for_bit(
         loop(tmp_path, evaluator=jittery, executor=pool, schedule="asynchronous").run()
     first = (tmp_path / "searcher.json").read_bytes()
     order = read_journal(tmp_path / "journal.jsonl").order
-    assert order != sorted(
-        order, key=lambda number: number if number >= 0 else ~number
-    )  # several were open at a time
+    # Several were open at a time
+    assert order != sorted(order, key=lambda number: number if number >= 0 else ~number)
     for _ in range(2):
         (tmp_path / "searcher.json").unlink()
         loop(tmp_path, schedule="asynchronous").run()

@@ -87,9 +87,15 @@ def model():
 def test_searched_tuned_exported_and_loaded(model, data, tmp_path):
     options = {"batch_size": 30, "repair": "sequential"}
     found = search(
-        model, data, budget=Budget(macs=0.6, latency_ms=1.0), latency=LatencyOptions(repeats=1), n_trials=3,
-        run_dir=tmp_path / "run", searcher="random", evaluator={"name": "adaptive_bn", **options},
-    )  # fmt: skip
+        model,
+        data,
+        budget=Budget(macs=0.6, latency_ms=1.0),
+        latency=LatencyOptions(repeats=1),
+        n_trials=3,
+        run_dir=tmp_path / "run",
+        searcher="random",
+        evaluator={"name": "adaptive_bn", **options},
+    )
     assert {"conv", "numbers", "mixed"} <= set(found.widths)
     tuned = finetune(
         found.model(),

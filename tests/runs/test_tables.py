@@ -55,8 +55,11 @@ def test_the_table_has_every_number_of_every_trial(result):
         own = trial.evaluation
         assert [row[f"width.{name}"] for name in names] == list(trial.candidate)
         assert (row["number"], row["fitness"], row["macs"], row["params"]) == (
-            trial.number, own.fitness, own.macs, own.params,
-        )  # fmt: skip
+            trial.number,
+            own.fitness,
+            own.macs,
+            own.params,
+        )
         best = best if own.fitness is None else max(best, own.fitness)
         assert row["best_so_far"] == (None if best == -math.inf else best)
         assert (row["failure"] is None) == (own.fitness is not None)
@@ -87,9 +90,11 @@ def test_a_run_without_names_or_trials_has_a_table(kind):
 
 
 def test_formats_by_name_and_by_ending(tmp_path):
-    assert [format_of(None, None), format_of(tmp_path / "x.json", None), format_of(tmp_path / "x.json", "csv")] == [
-        "csv", "json", "csv",
-    ]  # fmt: skip
+    assert [
+        format_of(None, None),
+        format_of(tmp_path / "x.json", None),
+        format_of(tmp_path / "x.json", "csv"),
+    ] == ["csv", "json", "csv"]
     with pytest.raises(ConfigError, match=r"unknown format 'xls'"):
         format_of(tmp_path / "x.xls", None)
     with pytest.raises(ConfigError, match=r"--out trials.parquet"):

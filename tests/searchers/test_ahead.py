@@ -83,9 +83,8 @@ def test_batches_are_learned_whole_once_and_in_the_order_of_asking(saved):
             state = through_json(searcher.state_dict())
             searcher = Threes(SPACE, seed=9)
             searcher.load_state_dict(state)
-    trials += trials_of(
-        searcher.ask(1), start=8
-    )  # the rest of the third; not ahead, for the first is open
+    # The rest of the third; not ahead, for the first is open
+    trials += trials_of(searcher.ask(1), start=8)
     assert searcher.ask(1) == []
     searcher.tell([trials[8], trials[1]])
     assert searcher.learned == [[3, 4, 5], [6, 7, 8], [0, 1, 2]]

@@ -27,9 +27,8 @@ SMALL = {
     "ddpg": {"hidden": 8, "warmup": 8, "replay": 20, "updates_per_episode": 2, "batch_size": 8},
     "network_adjustment": {"batch": 4},
 }
-everyone = pytest.mark.parametrize(
-    "name", sorted(set(SEARCHERS) - {"given"})
-)  # which has to be given something
+# Which has to be given something
+everyone = pytest.mark.parametrize("name", sorted(set(SEARCHERS) - {"given"}))
 
 
 def make(name, space=None, seed=0, **options):

@@ -151,9 +151,8 @@ def test_states_by_hand():
     # removed, still to decide, previous action
     assert np.allclose(states[0, 9:], [0, (34 - 5) / 34, 1])
     assert np.allclose(states[1, 9:], [10 / 34, (24 - 7) / 34, 0.5])  # (2, 4, 2): 24; (2, 1, 1): 7
-    assert np.allclose(
-        states[2, 9:], [(34 - 19) / 34, (19 - 15) / 34, 0.75]
-    )  # (2, 3, 2): 19; (2, 3, 1): 15
+    # (2, 3, 2): 19; (2, 3, 1): 15
+    assert np.allclose(states[2, 9:], [(34 - 19) / 34, (19 - 15) / 34, 0.75])
     assert np.allclose(actions[:, 0], [0.5, 0.75, 0.5])
     # At most 17 macs: with 2 in front, the second may be 2 (2, 2, 1: 11) or 3 (15); 1 misses 80 % of it (10).
     assert np.allclose(actions[1, 1:], [0.5, 0.75])
@@ -265,9 +264,8 @@ def test_noise_is_a_truncated_normal():
     rng = np.random.default_rng(0)
     drawn = truncated_normal(np.full(20000, 0.2), np.full(20000, 0.5), rng)
     assert ((drawn >= 0) & (drawn <= 1)).all()
-    assert drawn.mean() == pytest.approx(
-        0.414, abs=0.01
-    )  # 0.2 + 0.5 (phi(-0.4) - phi(1.6)) / (Phi(1.6) - Phi(-0.4))
+    # The mean of a normal distribution that is cut at 0 and 1.
+    assert drawn.mean() == pytest.approx(0.414, abs=0.01)
     assert truncated_normal(np.array([0.3]), np.array([0.0]), rng).tolist() == [0.3]
 
 

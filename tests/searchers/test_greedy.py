@@ -121,9 +121,8 @@ def test_equal_siblings_are_shrunk_alike():
 @pytest.mark.parametrize(("taken", "steps"), [(0, 1), (0.25, 2), (1, 8)])
 def test_the_least_harmful_steps_are_taken(taken, steps):
     space = toy_space()
-    searcher = Greedy(
-        space, options=GreedyOptions(taken=taken)
-    )  # everything is allowed: nothing is shrunk
+    # Everything is allowed: nothing is shrunk
+    searcher = Greedy(space, options=GreedyOptions(taken=taken))
     weights = np.array([5, 3, 8, 1, 7, 2, 0, 4, 6]) / 10
     play(searcher, 1, lambda c: float(weights @ space.indices(c)))
     order = [i for i in np.argsort(weights) if space.last_indices[i]]

@@ -49,9 +49,8 @@ def test_those_worth_most_get_what_those_worth_least_lose():
     here, worth = np.full(6, 32.0), np.array([3.0, 1, 2, 6, 5, 4])
     after = adjusted(FINE, here, worth, np.array([0.25, 0.125]))
     assert after.tolist() == [32.0, 16, 24, 48, 40, 32]
-    assert (
-        adjusted(FINE, here, worth, np.zeros(0)).tolist() == here.tolist()
-    )  # none moves: nothing moves
+    # None moves: nothing moves
+    assert adjusted(FINE, here, worth, np.zeros(0)).tolist() == here.tolist()
     # What cannot get more is passed over, and so is what cannot lose more; nobody does both.
     here = np.array([32.0, 4, 32, 64, 32, 32])
     assert adjusted(FINE, here, worth, np.array([0.25])).tolist() == [32.0, 4, 16, 64, 48, 32]

@@ -127,9 +127,8 @@ def test_the_front_is_better_than_random_search_at_equal_budget():
     own, grown, spread = [], [], []
     for seed in range(5):
         own.append(hypervolume(told(NSGA2(SPACE, BOUND, seed=seed), 300)))
-        grown.append(
-            hypervolume(told(RandomSearch(SPACE, BOUND, seed=seed), 300))
-        )  # all of it close to the budget
+        # All of it close to the budget
+        grown.append(hypervolume(told(RandomSearch(SPACE, BOUND, seed=seed), 300)))
         first = NSGA2Options(population=300)  # random structures of all costs
         spread.append(hypervolume(told(NSGA2(SPACE, BOUND, seed=seed, options=first), 300)))
     assert np.median(own) > np.median(grown) + 0.1

@@ -249,9 +249,8 @@ def test_steps_are_as_many_as_asked_for_and_span_the_schedule_of_all_epochs(step
         step(optimizer)
 
     monkeypatch.setattr(torch.optim.SGD, "step", record)
-    train(
-        network(), stripes(), recipe, steps=steps, on_epoch=lambda *seen: progress.append(seen)
-    )  # 6 per epoch
+    # 6 per epoch
+    train(network(), stripes(), recipe, steps=steps, on_epoch=lambda *seen: progress.append(seen))
     assert rates == pytest.approx([rate_share(4 * i / steps, recipe) for i in range(steps)])
     epochs = math.ceil(steps / 6)
     assert [seen[:2] for seen in progress] == [(epoch, epochs) for epoch in range(1, epochs + 1)]

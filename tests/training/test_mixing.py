@@ -39,9 +39,8 @@ def test_mixup_blends_images_and_labels_alike():
         mixed, shares = Mixing(Recipe(mixup=0.8), Split(images, labels))(images, labels)
         assert torch.allclose(shares.sum(dim=1), torch.ones(8))
         others, values = images.roll(1, 0)[:, 0, 0, 0], mixed[:, 0, 0, 0]
-        assert torch.equal(
-            mixed, values[:, None, None, None].expand_as(mixed)
-        )  # the same share everywhere
+        # The same share everywhere
+        assert torch.equal(mixed, values[:, None, None, None].expand_as(mixed))
         own = ((values - others) / (images[:, 0, 0, 0] - others))[1:].mean()
         onehot = nn.functional.one_hot(labels, 3).float()
         torch.testing.assert_close(

@@ -13,12 +13,8 @@ from abcsearch.training.optimization import Average, make_optimizer, rate_share
 from abcsearch.training.recipe import Recipe
 from tests.training.toys import Net, linear, network, points, stripes, weights
 
-ALL = {
-    "epochs": 5,
-    "batch_size": 4,
-    "lr": 0.3,
-    "warmup_epochs": 0.0,
-}  # every batch of `points` is all of them
+# Every batch of `points` is all of them
+ALL = {"epochs": 5, "batch_size": 4, "lr": 0.3, "warmup_epochs": 0.0}
 
 
 def gradient(weight, split, smoothing=0.0):

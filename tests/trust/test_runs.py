@@ -217,9 +217,10 @@ def test_links_in_a_run_folder_are_not_written_through(run):
         if place.exists():
             place.rename(kept)
         place.symlink_to(outside if "." not in name else outside / "file")
+        # The latter needs a journal
         for command in (
             ("resume",) if "journal" in name or name == "baselines" else ("resume", "finetune")
-        ):  # the latter needs a journal
+        ):
             done = call(command, run)
             assert done.exit_code == 2, (name, command, done.output)
             assert (

@@ -51,6 +51,7 @@ class Expected:
     extra_macs: bool = False
 
 
+# Small images are padded to whole windows of attention
 EXPECTED = {
     "AlexNet, VGG": Expected(groups=0.85),
     "ResNet": Expected(groups=0.85),
@@ -86,9 +87,7 @@ EXPECTED = {
     "NFNet": Expected(groups=0.0, macs=0.0),
     "ConvNeXt": Expected(groups=0.45, macs=0.7),
     "ViT": Expected(groups=0.6, macs=0.5, extra_macs=True),
-    "Swin": Expected(
-        groups=0.4, macs=0.1, extra_macs=True
-    ),  # small images are padded to whole windows of attention
+    "Swin": Expected(groups=0.4, macs=0.1, extra_macs=True),
     "MaxViT": Expected(groups=0.6, macs=0.7, size=224),
     "FCN, DeepLabV3, LR-ASPP": Expected(),
 }

@@ -65,10 +65,8 @@ class ThiNet(ContributionCriterion):
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
         """Returns the greedy order, and the error at every step."""
         strength = gram.diagonal()
-        together, error = (
-            np.zeros(len(gram)),
-            0.0,
-        )  # of each channel and the sum of what is removed; of that sum alone
+        # Of each channel and the sum of what is removed; of that sum alone
+        together, error = (np.zeros(len(gram)), 0.0)
         alive = np.ones(len(gram), dtype=bool)
         order: list[int] = []
         errors: list[float] = []
@@ -155,9 +153,8 @@ class Lasso(ContributionCriterion):
             penalties, _, factors = lars_path_gram(
                 Xy=gram.sum(axis=1), Gram=gram, n_samples=1, method="lasso", max_iter=8 * count
             )
-        enters = (
-            factors != 0
-        )  # (channels, steps); step k has the factors at which penalty k is reached
+        # (channels, steps); step k has the factors at which penalty k is reached
+        enters = factors != 0
         first = np.where(enters.any(axis=1), enters.argmax(axis=1) - 1, len(penalties))
         values = np.append(penalties / max(float(penalties[0]), np.finfo(float).tiny), 0.0)
         order = sorted(range(count), key=lambda c: (-first[c], strength[c], -c))

@@ -140,9 +140,8 @@ class _Rest:
             gates if i == index else torch.ones(g.channels) for i, g in enumerate(graph.prunable)
         ]
         known = self._past.env
-        values = copy.deepcopy(
-            list(known.values())
-        )  # operations may change them; in one go, so that views stay views
+        # Operations may change them; in one go, so that views stay views
+        values = copy.deepcopy(list(known.values()))
         # What forward draws is the same with and without a channel.
         with gated(self.network, graph, every), torch_seeded(seed, "curl"):
             logits = self._interpreter().run(initial_env=dict(zip(known, values, strict=True)))

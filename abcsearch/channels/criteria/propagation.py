@@ -205,9 +205,8 @@ def _added(
         weight = tensors[member.parameter]
         for values in received.get((id(weight), member.axis), []):
             readers += 1
-            lanes = values.reshape(-1, weight.shape[member.axis]).sum(
-                axis=0
-            )  # one row for each of its conv_groups
+            # One row for each of its conv_groups
+            lanes = values.reshape(-1, weight.shape[member.axis]).sum(axis=0)
             np.add.at(scores, member.channels, lanes[member.entries])
     return scores if readers else None
 

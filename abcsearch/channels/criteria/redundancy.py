@@ -134,9 +134,8 @@ class Subspace(ReadingCriterion):
             (affinity := coefficients + coefficients.T).max(initial=0.0), affinity
         )
         np.fill_diagonal(distance, 0.0)
-        strongest = [
-            int(c) for c in alive
-        ]  # of every cluster, in the order in which they come about
+        # Of every cluster, in the order in which they come about
+        strongest = [int(c) for c in alive]
         for first, second, height, _ in (
             linkage(squareform(distance), "average") if len(alive) > 1 else ()
         ):

@@ -86,9 +86,8 @@ def _copy_new(x: Any, memo: Memo) -> Any:  # noqa: ANN401 - anything can be an a
     copier = _COPIERS.get(cls)
     if copier is not None:
         return copier(x, memo)
-    plain = memo.get(
-        cls
-    )  # found out once per class and call: later, somebody may have changed the class
+    # Found out once per class and call: later, somebody may have changed the class
+    plain = memo.get(cls)
     if plain is None:
         plain = memo[cls] = _is_plain(cls)
     return _copy_module(x, memo) if plain else copy.deepcopy(x, memo)
@@ -116,9 +115,8 @@ def _copy_module(module: nn.Module, memo: Memo) -> nn.Module:
     if cls.__getstate__ is _GETSTATE and state is not module.__dict__:
         _replace_values(state, memo)  # a copy of __dict__ that nobody else has seen
     else:
-        memo.setdefault(id(memo), []).append(
-            state
-        )  # as deepcopy does, lest something else gets an id in the memo
+        # As deepcopy does, lest something else gets an id in the memo
+        memo.setdefault(id(memo), []).append(state)
         state = _copy(state, memo)
     if cls.__setstate__ in _COMPLETING and type(state) is dict:
         object.__setattr__(new, "__dict__", state)

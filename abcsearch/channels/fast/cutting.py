@@ -7,15 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-_LARGE = (
-    1 << 17
-)  # entries from which on a tensor, with what is made of it, leaves the cache of one core
+# Entries from which on a tensor, with what is made of it, leaves the cache of one core
+_LARGE = 1 << 17
 _PIECE = 1 << 16
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-Cuts = Sequence[
-    tuple[int, torch.Tensor]
-]  # axes in ascending order, each with (k,) int64, the entries to keep
+# Axes in ascending order, each with (k,) int64, the entries to keep
+Cuts = Sequence[tuple[int, torch.Tensor]]
 
 
 def is_large(tensor: torch.Tensor) -> bool:
@@ -65,9 +63,8 @@ def _cut_matrix(
 
     numpy takes entries row by row in the order of memory, torch column by column.
     """
-    integers = _INTEGERS[
-        tensor.element_size()
-    ]  # of the same size: numpy does not know all of torch's types
+    # Of the same size: numpy does not know all of torch's types
+    integers = _INTEGERS[tensor.element_size()]
     source, target = tensor.detach().view(integers).numpy(), result.view(integers).numpy()
     kept, columns_kept = rows.numpy(), columns.numpy()
     count = max(1, _PIECE // tensor.stride(0))

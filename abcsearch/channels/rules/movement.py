@@ -116,9 +116,8 @@ def _reshape(flow: Flow, op: Op, operand: Operand, sizes: Sizes) -> Layout | Non
     ]
     free = [i for i, count in given if count is None]
     written = [i for i, count in given if flow.stands(count)]
-    heads = (
-        sorted([*free, *written]) if flow.heads and len(varying) > 1 else []
-    )  # heads stand before their channels
+    # Heads stand before their channels
+    heads = sorted([*free, *written]) if flow.heads and len(varying) > 1 else []
     chosen = [*heads, *follows, *free, *written, *varying][0]
     lines = np.moveaxis(block, chosen, 0).reshape(block.shape[chosen], -1)
     for column in lines.T[1:] if len(varying) > 1 else ():

@@ -44,9 +44,8 @@ def concatenation(flow: Flow, op: Op) -> Layout | None:
     if not known and not pieces:
         msg = "one part is not a tensor"
         raise NoRuleError(msg)
-    pieces = [
-        piece for piece in pieces if tuple(piece.value) != (0,)
-    ]  # torch passes over empty tensors without axes
+    # Torch passes over empty tensors without axes
+    pieces = [piece for piece in pieces if tuple(piece.value) != (0,)]
     layouts = [piece.layout for piece in pieces if piece.layout is not None]
     if not layouts:
         return None

@@ -33,9 +33,8 @@ def _narrowest(value: NDArray[Any]) -> NDArray[Any]:
     """Returns whole numbers in the smallest type that holds them: structures are most of what a long run writes."""
     if value.dtype.kind != "i" or not value.size:
         return value
-    lowest = min(
-        int(value.min()), -1 - int(value.max())
-    )  # a signed type that holds it holds the largest as well
+    # A signed type that holds it holds the largest as well
+    lowest = min(int(value.min()), -1 - int(value.max()))
     narrow = np.min_scalar_type(lowest)
     return value.astype(narrow) if narrow.itemsize < value.dtype.itemsize else value
 

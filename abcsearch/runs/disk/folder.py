@@ -289,9 +289,8 @@ class RunFolder:
         try:
             state = self._snapshot_head() or self.read_json("searcher.json")
             length, _ = state.get("journal", (0, 0))
-            mine = state.get("run") == run_id(
-                self.path
-            )  # that its journal is, too, who reads that sees
+            # That its journal is, too, who reads that sees
+            mine = state.get("run") == run_id(self.path)
             return state if mine and self.journal.stat().st_size >= length else {}
         except (RunError, AttributeError, TypeError, ValueError, OSError):
             return {}

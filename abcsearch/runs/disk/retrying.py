@@ -42,9 +42,8 @@ def set_back(folder: RunFolder) -> int:
     failed += more
     if probe is not None:
         folder.map.cut(probe, _COPY)
-        search = (
-            0 if folder.journal.exists() else None
-        )  # what it was told may be something else now
+        # What it was told may be something else now
+        search = 0 if folder.journal.exists() else None
     # Baselines first: a run whose search is set back alone would end with a baseline that does not belong to it.
     for name in [name for name in BASELINES if folder.baseline(name).journal.exists()]:
         baseline = folder.baseline(name)

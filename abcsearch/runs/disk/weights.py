@@ -26,12 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_UNDER = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-)  # where training scripts put the weights
+# Where training scripts put the weights
+_UNDER = ("state_dict", "model_state_dict", "model", "net")
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -76,9 +72,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         shown = "; ".join(f"{kind}: {_shortened(names)}" for kind, names in kinds.items() if names)
         msg = f"checkpoint {path} does not fit {type(model).__name__}: {shown}; does the model have the right options?"
         raise CheckpointError(msg)
-    model.load_state_dict(
-        tensors, strict=False
-    )  # num_batches_tracked may be absent in old checkpoints
+    # Num_batches_tracked may be absent in old checkpoints
+    model.load_state_dict(tensors, strict=False)
 
 
 def _origins(model: nn.Module, names: Iterable[str], path: str | Path) -> dict[str, str]:
@@ -232,8 +227,7 @@ def tensors_writer(state: Mapping[str, torch.Tensor]) -> Callable[[Path], None]:
     metadata = {CHECKSUM: tensors_hash(tensors)}
 
     def write(path: Path) -> None:
-        path.write_bytes(
-            save(tensors, metadata)
-        )  # not save_file: its files are readable by their owner only
+        # Not save_file: its files are readable by their owner only
+        path.write_bytes(save(tensors, metadata))
 
     return write

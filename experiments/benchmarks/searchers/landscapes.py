@@ -97,11 +97,8 @@ class Landscape:
             seed: decides scales, weights and costs of blocks.
         """
         layout, builder = LAYOUTS[n_dims], _Builder()
-        image, classes, always = (
-            n_dims,
-            n_dims + 1,
-            n_dims + 2,
-        )  # columns behind the dimensions: constants
+        # Columns behind the dimensions: constants
+        image, classes, always = (n_dims, n_dims + 1, n_dims + 2)
         before = image
         for stage in range(_STAGES):
             for _ in range(layout.stem):

@@ -57,9 +57,8 @@ def _evolution(found: Problem, generations: int, rng: np.random.Generator) -> ND
     rows = rng.integers(last + 1, size=shape)
     scores = _score(found, rows)
     for _ in range(generations):
-        fathers, mothers = rows[
-            rng.integers(len(rows), size=(2, _POPULATION))
-        ]  # a small space has fewer structures
+        # A small space has fewer structures
+        fathers, mothers = rows[rng.integers(len(rows), size=(2, _POPULATION))]
         children = np.where(rng.random(shape) < 0.5, fathers, mothers)
         drawn = np.where(
             rng.random(shape) < 0.5,

@@ -15,6 +15,7 @@ from experiments.benchmarks.searchers.bench import Found
 from experiments.benchmarks.searchers.tables import value_at
 
 _COLUMNS = {12: 4}  # panels side by side; else 3
+# Okabe and Ito's, readable for most eyes, then four more
 _COLORS = (
     *(
         "#0072b2",
@@ -28,7 +29,7 @@ _COLORS = (
         "#17202a",
         "#7fb800",
     ),
-)  # Okabe and Ito's, readable for most eyes, then four more
+)
 _STYLES = ("-", "--", "-.")
 _RANDOM = {"color": "#8a8a8a", "linestyle": (0, (2, 1.5)), "linewidth": 1.6}
 _FLOOR = 0.05  # points; below that the scale is linear, so that a regret of 0 can be seen

@@ -49,9 +49,8 @@ def test_apoz_is_the_mean_over_the_layers_that_read_a_channel():
     }
     with torch.no_grad():
         for name, response in (("c", model.c(x)), ("a", model.a(x) + model.b(x))):
-            rectified = (
-                (response > 0).double().mean((0, 2, 3)).numpy()
-            )  # the other reader sees no zero at all
+            # The other reader sees no zero at all
+            rectified = (response > 0).double().mean((0, 2, 3)).numpy()
             np.testing.assert_allclose(found[name], (1 + rectified) / 2, rtol=1e-6)
 
 
@@ -223,9 +222,8 @@ def test_entropy_bins():
     assert entropy(torch.rand(1, 3, dtype=torch.float64)).tolist() == [0, 0, 0]
     many = torch.linspace(-1, 1, 40_000, dtype=torch.float64)[:, None]
     assert entropy(many).item() == pytest.approx(math.log(100), abs=1e-3)
-    skewed = torch.tensor([0.0] * 12 + [1.0, 2.0, 3.0, 4.0], dtype=torch.float64)[
-        :, None
-    ]  # bins 12, 1, 1, 2
+    # Bins 12, 1, 1, 2
+    skewed = torch.tensor([0.0] * 12 + [1.0, 2.0, 3.0, 4.0], dtype=torch.float64)[:, None]
     shares = np.array([12, 1, 1, 2]) / 16
     assert entropy(skewed).item() == pytest.approx(-(shares * np.log(shares)).sum())
     noise = 1 + 1e-8 * torch.rand(16, 1, dtype=torch.float64)

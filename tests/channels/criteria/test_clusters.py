@@ -47,9 +47,8 @@ def test_k_kept_channels_are_one_of_each_of_k_clusters_and_the_largest(seed):
     rng = np.random.default_rng(seed)
     filters = rng.normal(size=(12, 3)) * rng.uniform(0.2, 3, size=(12, 1))
     apart = pdist(filters)
-    cuts = cut_tree(
-        ward(np.sqrt(2 - 2 * np.exp(-(apart**2) / (2 * np.median(apart) ** 2))))
-    )  # column i: 12 - i clusters
+    # Column i: 12 - i clusters
+    cuts = cut_tree(ward(np.sqrt(2 - 2 * np.exp(-(apart**2) / (2 * np.median(apart) ** 2)))))
     order, norms = order_of(filters), np.linalg.norm(filters, axis=1)
     for count in range(1, 13):
         kept, cluster = order[:count], cuts[:, 12 - count]

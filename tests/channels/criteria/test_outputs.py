@@ -96,12 +96,10 @@ def test_dead_channels_have_exactly_no_effect_and_others_the_known_one():
     last = nn.Linear(4, 2, bias=False)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), last)
     model[0].weight.data.zero_()
-    model[0].bias.data[:] = torch.tensor(
-        [1.0, 0.0, 2.0, 1.0]
-    )  # what the channels are, whatever the image; one is dead
-    last.weight.data[:] = torch.tensor(
-        [[0.5, 7.0, 0.25, 0.0], [0.0, -7.0, 0.0, 0.0]]
-    )  # one is not read
+    # What the channels are, whatever the image; one is dead
+    model[0].bias.data[:] = torch.tensor([1.0, 0.0, 2.0, 1.0])
+    # One is not read
+    last.weight.data[:] = torch.tensor([[0.5, 7.0, 0.25, 0.0], [0.0, -7.0, 0.0, 0.0]])
     scores = ranked(model, "curl", torch.randn(70, 3)).scores[0]
     assert scores[1] == scores[3] == 0
     # Logits (1, 0), without either of the two others (0.5, 0).
@@ -117,9 +115,8 @@ def test_small_effects_are_not_lost_in_rounding():
     model[0].bias.data.fill_(1.0)
     columns = model[2].weight.detach()
     shares = model[2].bias.detach().softmax(dim=0)[:, None]
-    expected = 0.5 * (
-        (shares * columns**2).sum(dim=0) - (shares * columns).sum(dim=0) ** 2
-    )  # half the variance
+    # Half the variance
+    expected = 0.5 * ((shares * columns**2).sum(dim=0) - (shares * columns).sum(dim=0) ** 2)
     np.testing.assert_allclose(
         ranked(model, "curl", torch.randn(5, 3).double()).scores[0], expected, rtol=1e-3
     )

@@ -116,9 +116,8 @@ def test_what_is_passed_is_memory_of_its_own_where_it_was():
             else:
                 y += self.second(x)
                 y.relu_()
-            return self.last(
-                (self.third(x) + self.third(y * y)).mean((2, 3))
-            )  # the values of y decide, too
+            # The values of y decide, too
+            return self.last((self.third(x) + self.third(y * y)).mean((2, 3)))
 
     models = [Block(plain=plain).double() for plain in (True, False)]
     models[1].load_state_dict(models[0].state_dict())

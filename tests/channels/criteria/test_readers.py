@@ -47,9 +47,8 @@ def test_all_entries_of_a_flattened_channel_count_behind_a_depthwise_convolution
         nn.Linear(72, 2),
     )
     nn.init.normal_(model[1].weight)
-    weight = (
-        model[5].weight.detach().double().reshape(2, 4, 18)
-    )  # two outputs of 3 x 3 for each channel
+    # Two outputs of 3 x 3 for each channel
+    weight = model[5].weight.detach().double().reshape(2, 4, 18)
     reads = weight.square().sum(dim=(0, 2)).sqrt().numpy()
     filters = norms(model[0].weight, 0) + norms(model[2].weight, 0).reshape(4, 2).sum(axis=1)
     x = torch.ones(1, 3, 3, 3)

@@ -385,10 +385,8 @@ def test_what_is_constant_or_dead_goes_first(name):
     x = torch.randn(30, 3, 4, 4)
     data = x, torch.arange(30) % 2
     scores = rank_channels(model, trace_channels(model, x[:1]), name, data=data).scores
-    assert not scores[0].any() or name in (
-        "pfa",
-        "discriminant",
-    )  # those do not look at the weights
+    # Those do not look at the weights
+    assert not scores[0].any() or name in ("pfa", "discriminant")
     assert not scores[1].any()
     torch.nn.init.normal_(model[2].weight)
     ranking = rank_channels(model, trace_channels(model, x[:1]), name, data=data)

@@ -74,9 +74,8 @@ def test_channels_that_say_nothing_of_the_targets_go_first():
     graph = trace_channels(model, x[:1])
     ranking = rank_channels(model, graph, "discriminant", data=[(x, targets)])
     assert sorted(ranking.orders[0][:3]) == [2, 5, 7]
-    assert ranking.scores[0].max() == pytest.approx(
-        1, abs=0.2
-    )  # all is explained, but for the ridge
+    # All is explained, but for the ridge
+    assert ranking.scores[0].max() == pytest.approx(1, abs=0.2)
     classes = (targets[:, 0] > 0).long()
     head = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     ranking = rank_channels(head, trace_channels(head, x[:1]), "discriminant", data=(x, classes))

@@ -207,9 +207,8 @@ def test_an_older_journal_goes_on_chained_and_everybody_reads_both(
     tail = JournalTail(path, 1000)
     tail.look()
     assert tail.done == len(records)
-    assert repr(tail.best) == repr(
-        best_trial(list(read_journal(path).trials.values()))
-    )  # NaN is not itself
+    # NaN is not itself
+    assert repr(tail.best) == repr(best_trial(list(read_journal(path).trials.values())))
     assert finish_times(path) == {trial.number: 1.5 for trial in records}
     path.write_bytes(path.read_bytes() + before)  # older lines do not come after chained ones
     if before and rest:

@@ -127,9 +127,8 @@ def test_runs_of_another_kind_are_refused_with_the_difference(
     ):
         run(tiny_model, tiny_data, tmp_path / "run", known=[tmp_path / "other"], **space)
     assert not LOG  # before anything is evaluated
-    run(
-        tiny_model, tiny_data, tmp_path / "run", **space
-    )  # nothing is lost: without it, the folder is taken
+    # Nothing is lost: without it, the folder is taken
+    run(tiny_model, tiny_data, tmp_path / "run", **space)
 
 
 def test_options_of_the_evaluator_are_compared_with_defaults_and_without_devices(
