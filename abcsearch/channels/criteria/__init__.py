@@ -12,7 +12,7 @@ argument, the `Subject`, that returns the scores of every prunable group; one of
 `base` holds what a criterion is; the other files have the criteria by what they look at: `weights` of what
 makes a channel, `clusters` of them, `readers`, `propagation` through these, `activations`, `gradients`, `outputs`;
 `reading`, second moments of what layers read, `contributions` to what they compute, and `redundancy`, which channels
-say the same; `own` takes yours.
+say the same; `user_criteria` takes yours.
 """
 
 from abcsearch.channels import named
