@@ -93,13 +93,15 @@ def byte_data(
     Raises:
         DataError: as `Data.from_tensors`.
     """
-    parts = [train, train if held is None else held]
     if held is None:
         chosen = held_out(train[1], how.validation, how.seed, objective=how.objective)
         # Selected as bytes: of the training images, no second copy in floats is ever made.
-        parts = [(train[0][own], train[1][own]) for own in chosen]
-    own, validation, other = (
-        Split(from_rows(scale.apply(images)), labels, scale) for images, labels in [*parts, test]
-    )
-    splits = {"train": own, "validation": validation, "test": other}
+        kept, validation = ((train[0][some], train[1][some]) for some in chosen)
+    else:
+        kept, validation = train, held
+    pairs = {"train": kept, "validation": validation, "test": test}
+    splits = {
+        split: Split(from_rows(scale.apply(images)), labels, scale)
+        for split, (images, labels) in pairs.items()
+    }
     return Data(name=name, **splits, seed=how.seed, objective=how.objective, held_out=held is None)

@@ -26,7 +26,7 @@ from abcsearch.exporting.checking import (
     wrapped,
 )
 from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
-from abcsearch.exporting.plan import load_plan, plain_json, write_plan
+from abcsearch.exporting.plan import load_plan, plain_json, write_export_folder
 from abcsearch.exporting.plan_files import WEIGHTS, files_of
 from abcsearch.exporting.structures import (
     call_outline,
@@ -241,7 +241,7 @@ def load(
             one mode, and gradients of a .pt2 alone.
         constructor: what builds the original network of a folder. Without it the plan says so: any import path in one
             that you have written yourself, and in others a registered model, one of torchvision or timm, or a class of
-            networks (see `Constructor.find_outside`).
+            networks (see `Constructor.find_untrusted`).
         trust: takes a file from elsewhere at its word, as if you had written it: whatever it names is imported and
             called, and whatever it holds is read.
 
@@ -304,7 +304,7 @@ def _write_folder(
     kind: str,
 ) -> tuple[float, float]:
     """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
-    write_plan(model, folder, record, facts, kind)
+    write_export_folder(model, folder, record, facts, kind)
     loaded, _, _ = load_plan(folder, record.find())
     checks = Checks.of(copied(model), (example_input, noise(example_input, len(example_input))))
     gaps = checks.differences(loaded.to(device_of(model)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from abcsearch.transforms.factors import Method
 
 
-def write_plan(
+def write_export_folder(
     model: nn.Module,
     folder: Path,
     record: Constructor,
@@ -100,7 +100,7 @@ def plain_json(values: Mapping[str, Any]) -> str:
 def load_plan(
     folder: Path, constructor: Callable[..., nn.Module] | None = None, *, trust: bool = False
 ) -> tuple[nn.Module, dict[str, Any], bool]:
-    """Returns the network of a folder (see `load`), the facts that `write_plan` was given, and whether it is one's own.
+    """Returns the network of a folder (see `load`), its facts, and whether it is one's own.
 
     Raises:
         ExportError: if files are missing or damaged, or the constructor builds another network.
@@ -110,7 +110,7 @@ def load_plan(
     record = Constructor(name=plan["constructor"]["name"], options=plan["constructor"]["options"])
     if not (trust or written_here(plan)):
         leave_working_folder()
-    make = constructor or (None if trusted or trust else record.find_outside())
+    make = constructor or (None if trusted or trust else record.find_untrusted())
     try:
         model = record.build(make=make)
     except ModelError as error:
@@ -147,7 +147,7 @@ def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[
     if not (trust or written_here(plan)):
         leave_working_folder()
     if not (trusted or trust):
-        record.find_outside()
+        record.find_untrusted()
     return record, {**sizes, "shapes": shapes}
 
 

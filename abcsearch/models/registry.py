@@ -49,7 +49,7 @@ class Constructor:
         """
         return MODELS.find(self.name)
 
-    def find_outside(self) -> Callable[..., nn.Module]:
+    def find_untrusted(self) -> Callable[..., nn.Module]:
         """Returns the callable for a record out of a file from elsewhere, which must not decide what code runs.
 
         That is a registered model, a registered factory of torchvision or timm, or a class of networks. What the name

@@ -250,7 +250,7 @@ def loaded(like: nn.Module, state: Tensors) -> nn.Module:
     return module.eval()
 
 
-def prepared_by(preparation: Preparation, task: Pruning, trainer: Trainer) -> Prepared:
+def run_preparation(preparation: Preparation, task: Pruning, trainer: Trainer) -> Prepared:
     """Returns what a preparation makes, after a look at whether it keeps its word.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import CandidateError, PreparationError, RunError, differences, plural, quoted
 from abcsearch.formats import first_line
-from abcsearch.preparation.base import Trainer, check_restored, check_start, prepared_by
+from abcsearch.preparation.base import Trainer, check_restored, check_start, run_preparation
 from abcsearch.preparation.needs import check_needs
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.disk.stages import PREPARING
@@ -124,7 +124,7 @@ def _make(
         progress(f"{PREPARING}: {name}", done, total, f"loss {loss:.4f}")
 
     trainer = Trainer(task.data.train, settings.seed, checkpoint=checkpoint, on_epoch=on_epoch)
-    made = prepared_by(preparation, task, trainer)
+    made = run_preparation(preparation, task, trainer)
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
     check_restored(preparation, task, made.source, states)
     tensors = {

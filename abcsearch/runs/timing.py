@@ -14,7 +14,7 @@ from abcsearch.evaluation.adaptive_bn import AdaptiveBNOptions
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import EVALUATORS, make_evaluator
 from abcsearch.evaluation.short_training import ShortTrainingOptions
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.runs.task import Task
 from abcsearch.runs.timed_evaluator import measured
 from abcsearch.training.checks import check_lesson, fitted
@@ -258,7 +258,7 @@ def preparation_time(
     """
     trainer, sparing = _Rehearsing(task, settings.seed, patience), _Sparing(**vars(task))
     start = time.perf_counter()
-    prepared_by(preparation, sparing, trainer)
+    run_preparation(preparation, sparing, trainer)
     rest = time.perf_counter() - start - trainer.waited + sum(sparing.spared)
     shares = [estimate.share for estimate in trainer.estimates]
     return Estimate(

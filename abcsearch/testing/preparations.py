@@ -18,7 +18,7 @@ from torch import nn
 
 from abcsearch.budget import Budget
 from abcsearch.data.splits import Data
-from abcsearch.preparation.base import Trainer, check_restored, prepared_by, unheard
+from abcsearch.preparation.base import Trainer, check_restored, run_preparation, unheard
 from abcsearch.rng import torch_seeded
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.task import Task
@@ -78,7 +78,7 @@ class PreparationContract:
         task, preparation = self.task(), self.make()
         preparation.check(task)
         before = torch.random.get_rng_state()
-        made = prepared_by(preparation, task, Trainer(task.data.train, self.seed))
+        made = run_preparation(preparation, task, Trainer(task.data.train, self.seed))
         assert torch.equal(before, torch.random.get_rng_state()), (
             "torch's global generator has been moved on"
         )
@@ -119,7 +119,7 @@ class PreparationContract:
             checkpoint=lambda name, _: None if path is None else path / f"{name}.checkpoint",
             on_epoch=on_epoch,
         )
-        made = prepared_by(make(), task, trainer)
+        made = run_preparation(make(), task, trainer)
         hashes = {name: network_hash(module) for name, module in made.source.modules.items()}
         kept = [order.tolist() for order in made.source.ranking.orders]
         return (

@@ -6,7 +6,7 @@ from torch import nn
 
 from abcsearch.budget import Budget
 from abcsearch.errors import AbcSearchError, ConfigError, PreparationError
-from abcsearch.preparation.base import Trainer, check_restored, prepared_by
+from abcsearch.preparation.base import Trainer, check_restored, run_preparation
 from abcsearch.preparation.registry import PREPARATIONS, make_preparation
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.task import Task
@@ -59,12 +59,12 @@ def task():
 def test_who_does_not_keep_the_word_is_named(name, words):
     task = TestTwice().task()  # some change it
     with pytest.raises(AbcSearchError, match=words):
-        prepared_by(make_preparation(f"{HERE}:{name}"), task, Trainer(task.data.train, 0))
+        run_preparation(make_preparation(f"{HERE}:{name}"), task, Trainer(task.data.train, 0))
 
 
 def test_a_source_that_a_continued_run_would_not_get_is_refused(task):
     preparation = own.Forgetful()
-    made = prepared_by(preparation, task, Trainer(task.data.train, 0))
+    made = run_preparation(preparation, task, Trainer(task.data.train, 0))
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
     with pytest.raises(
         PreparationError, match="another network than the source that prepare returned"
@@ -137,7 +137,7 @@ def test_halves_are_all_images_once_the_same_for_a_seed(task):
 
 
 def test_what_is_full_stays_what_was_brought(task):
-    made = prepared_by(make_preparation(f"{HERE}:Twice"), task, Trainer(task.data.train, 0))
+    made = run_preparation(make_preparation(f"{HERE}:Twice"), task, Trainer(task.data.train, 0))
     source = made.source.beside(task.base)
     assert source.full is task.base
     assert source.model is made.source.model

@@ -12,7 +12,7 @@ from abcsearch.budget import Budget
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import PreparationError
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.dmcp import BAND, Chains
 from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.registry import make_preparation
@@ -179,7 +179,7 @@ def test_chains_come_near_the_budget_and_propose_structures_inside(tiny_model, t
     settings = SearchSettings(budget=Budget(macs=0.5), n_trials=1, space=SpaceOptions(alpha=1.0))
     task = Task.of(tiny_model, tiny_data, settings)
     recipe = {"epochs": 12, "batch_size": 32, "lr": 0.05, "device": "cpu"}
-    prepared = prepared_by(
+    prepared = run_preparation(
         make_preparation("dmcp", recipe=recipe), task, Trainer(tiny_data.train, 0)
     )
     assert 1 <= len(set(prepared.starts)) == len(prepared.starts) <= 5

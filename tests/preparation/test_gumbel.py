@@ -19,7 +19,7 @@ from abcsearch.channels.slicing import slice_model
 from abcsearch.data.splits import Data
 from abcsearch.errors import CandidateError, ConfigError, ModelError, PreparationError
 from abcsearch.models.resnet import SmallResNet
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.gumbel import Logits, Relaxed
 from abcsearch.preparation.lfpc import Choosing, kept_by_each
 from abcsearch.preparation.likeliest import likeliest
@@ -246,14 +246,14 @@ def test_tas_comes_near_the_budget_and_proposes_structures_inside(tiny_data):
         model = SmallResNet(in_channels=1, classes=2, widths=(6, 8), depths=(2, 2)).eval()
     task = task_of(model, tiny_data, alpha=1.0, levels=LEVELS)
     preparation = make_preparation("tas", recipe={**SHORT, "epochs": 12, "batch_size": 32})
-    prepared = prepared_by(preparation, task, Trainer(tiny_data.train, 0))
+    prepared = run_preparation(preparation, task, Trainer(tiny_data.train, 0))
     assert 1 <= len(set(prepared.starts)) == len(prepared.starts) <= 5
     assert all(task.constraint.allows(start) for start in prepared.starts)
     (share,) = prepared.facts["expected cost by the budget"].values()
     assert 0.8 < share < 1.2
     assert network_hash(prepared.source.model) == network_hash(task.base)
     trained = make_preparation("tas", weights="trained", recipe=SHORT)
-    source = prepared_by(trained, task, Trainer(tiny_data.train, 0)).source
+    source = run_preparation(trained, task, Trainer(tiny_data.train, 0)).source
     assert network_hash(source.model) != network_hash(task.base)
 
 
@@ -322,12 +322,16 @@ def test_criteria_that_agree_are_said_and_leave_the_logits_alone(tiny_model, tin
 def test_lfpc_begins_a_search_over_criteria_and_settles_one_without(tiny_model, tiny_data):
     names = ("l1", "fpgm", "random")
     preparation = make_preparation("lfpc", criteria=list(names), recipe=SHORT)
-    alone = prepared_by(preparation, task_of(tiny_model, tiny_data), Trainer(tiny_data.train, 0))
+    alone = run_preparation(
+        preparation, task_of(tiny_model, tiny_data), Trainer(tiny_data.train, 0)
+    )
     assert alone.source.ranking.criteria == ("lfpc",)
     task = Task.of(
         tiny_model, tiny_data, SearchSettings(budget=Budget(macs=0.5), n_trials=1, criterion=names)
     )
-    both = prepared_by(make_preparation("lfpc", recipe=SHORT), task, Trainer(tiny_data.train, 0))
+    both = run_preparation(
+        make_preparation("lfpc", recipe=SHORT), task, Trainer(tiny_data.train, 0)
+    )
     assert both.source.ranking.criteria == names
     (start,) = both.starts
     task.space.check(start)
@@ -380,7 +384,7 @@ def test_what_cannot_be_expressed_is_refused_before_training(tiny_model, tiny_da
     with pytest.raises(PreparationError, match="lfpc: structure: a candidate of this space has"):
         make_preparation("lfpc", structure=[3]).check(whole)
     with pytest.raises(PreparationError, match="leaves none to learn the structure on"):
-        prepared_by(
+        run_preparation(
             make_preparation("tas", split=0.001, recipe=SHORT),
             task_of(tiny_model, tiny_data),
             Trainer(tiny_data.train, 0),
@@ -401,7 +405,7 @@ def test_logits_that_are_not_finite_end_the_training_with_a_word(
         with pytest.raises(
             ModelError, match=r"logits are not finite after .*; lower logit_lr = 0\.1"
         ):
-            prepared_by(
+            run_preparation(
                 make_preparation(name, recipe=SHORT),
                 task_of(tiny_model, tiny_data),
                 Trainer(tiny_data.train, 0),
@@ -410,7 +414,7 @@ def test_logits_that_are_not_finite_end_the_training_with_a_word(
 
 def test_a_ratio_outside_of_the_budget_is_said(tiny_model, tiny_data):
     task = task_of(tiny_model, tiny_data, Budget(macs=0.2))
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("lfpc", ratio=0.9, recipe=SHORT), task, Trainer(tiny_data.train, 0)
     )
     assert made.facts["its structure is inside the budget"] is False
@@ -439,7 +443,7 @@ def test_norms_over_channels_are_of_those_that_are_drawn(tiny_data):
     for name in ("tas", "lfpc"):
         preparation = make_preparation(name, recipe=SHORT)
         preparation.check(task)
-        made = prepared_by(preparation, task, Trainer(tiny_data.train, 0))
+        made = run_preparation(preparation, task, Trainer(tiny_data.train, 0))
         assert all(task.constraint.allows(start) for start in made.starts)
     structure = made.starts[0]
     masks = kept_by_each(made.source.ranking, structure)

@@ -12,7 +12,7 @@ from abcsearch.channels.slicing import slice_model
 from abcsearch.config import read_config, read_run
 from abcsearch.errors import ConfigError, PreparationError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.results.finetuning import finetune_run
 from abcsearch.results.open_run import open_run
@@ -52,7 +52,7 @@ def made_by(task, **options):
     trainer = Watched(task.data.train, 3)
     preparation = make_preparation("iterate", **{"recipe": SHORT, **options})
     preparation.check(task)
-    return prepared_by(preparation, task, trainer), [lesson.model for lesson in trainer.trained]
+    return run_preparation(preparation, task, trainer), [lesson.model for lesson in trainer.trained]
 
 
 @pytest.fixture

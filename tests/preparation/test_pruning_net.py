@@ -21,7 +21,7 @@ from abcsearch.evaluation.adaptive_bn import AdaptiveBN
 from abcsearch.evaluation.options import AdaptiveBNOptions
 from abcsearch.planning.dry_run import rehearse
 from abcsearch.preparation import needs
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.pruning_net import Generating
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.slimmable import Sampler
@@ -43,7 +43,7 @@ FORMS = ["residual", "low_rank", "published"]
 def prepared_on(task, **options):
     preparation = make_preparation("pruning_net", **{"recipe": SHORT, **options})
     preparation.check(task)
-    return prepared_by(preparation, task, Trainer(task.data.train, 0))
+    return run_preparation(preparation, task, Trainer(task.data.train, 0))
 
 
 def task_of(model, data, **settings):
@@ -70,7 +70,7 @@ def test_before_it_learns_every_candidate_is_as_fit_as_its_slice(tiny_model, tin
     task = task_of(
         tiny_model.eval(), tiny_data, space=SpaceOptions(levels=("filter", "stage", "block"))
     )
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("pruning_net", form=form, hidden=4), task, Still(tiny_data.train, 0)
     )
     # A step of nearly nothing leaves what is 0 nearly so: back to 0, as it began.

@@ -6,7 +6,7 @@ from torch import nn
 
 from abcsearch.budget import Budget
 from abcsearch.errors import ConfigError, PreparationError
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.runs.settings import SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
@@ -41,7 +41,7 @@ def test_without_batch_norms_the_others_work(tiny_data, name):
     )
     preparation = make_preparation(name, recipe=recipe)
     preparation.check(task)
-    made = prepared_by(preparation, task, Trainer(tiny_data.train, 0))
+    made = run_preparation(preparation, task, Trainer(tiny_data.train, 0))
     assert task.constraint.allows(made.starts[0])
 
 
@@ -77,7 +77,7 @@ def test_where_these_norms_fix_their_channels_it_works(tiny_data, name):
     )
     preparation.check(task)
     assert task.constraint.allows(
-        prepared_by(preparation, task, Trainer(tiny_data.train, 0)).starts[0]
+        run_preparation(preparation, task, Trainer(tiny_data.train, 0)).starts[0]
     )
 
 
@@ -89,7 +89,7 @@ def test_others_work_with_norms_over_channels(tiny_data, name):
     )
     preparation.check(task)
     assert task.constraint.allows(
-        prepared_by(preparation, task, Trainer(tiny_data.train, 0)).starts[0]
+        run_preparation(preparation, task, Trainer(tiny_data.train, 0)).starts[0]
     )
 
 
@@ -133,7 +133,7 @@ def test_structures_to_train_towards_are_of_the_space_and_the_budget(structure, 
 
 def test_a_searched_structure_is_trained_towards():
     task = Contract().task()
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("soft_pruning", structure=[5, 2], recipe=SHORT),
         task,
         Trainer(task.data.train, 0),

@@ -15,7 +15,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.sharing import share
 from abcsearch.data.split import Split
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.slimmable import Sampler, Sandwich
 from abcsearch.rng import numpy_stream
@@ -140,7 +140,7 @@ def test_a_step_runs_as_many_networks_as_it_says(task):
     own = Task.of(model, task.data, task.settings)
     passes.clear()
     recipe = {"epochs": 1, "batch_size": 20, "lr": 0.01, "device": "cpu"}
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("slimmable", networks=5, recipe=recipe), own, Trainer(own.data.train, 0)
     )
     steps = len(own.data.train) // 20
@@ -188,7 +188,7 @@ def test_all_levels_learn_and_what_is_learned_shows(tiny_model, tiny_data):
     train(task.base, tiny_data.train, Recipe(epochs=3, batch_size=45, lr=0.05, device="cpu"))
     task = Task.of(task.base.eval(), tiny_data, task.settings)
     recipe = {"epochs": 8, "batch_size": 45, "lr": 0.05, "device": "cpu"}
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("slimmable", recipe=recipe), task, Trainer(tiny_data.train, 0)
     )
     least = task.space.at([0] * len(task.space))
@@ -202,7 +202,7 @@ def test_all_levels_learn_and_what_is_learned_shows(tiny_model, tiny_data):
 def test_the_ranking_is_that_of_before(task):
     """The weights that come out would be ranked otherwise; candidates keep what was trained to be kept."""
     recipe = {"epochs": 6, "batch_size": 20, "lr": 0.2, "device": "cpu"}
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("slimmable", recipe=recipe), task, Trainer(task.data.train, 0)
     )
     kept = [order.tolist() for order in made.source.ranking.orders]
@@ -214,7 +214,7 @@ def test_several_criteria_are_kept_with_the_weights(tiny_model, tiny_data):
     settings = SearchSettings(budget=Budget(macs=0.5), n_trials=1, criterion=("l1", "reader_l2"))
     task = Task.of(tiny_model, tiny_data, settings)
     recipe = {"epochs": 1, "batch_size": 45, "lr": 0.01, "device": "cpu"}
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("slimmable", recipe=recipe), task, Trainer(tiny_data.train, 0)
     )
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
@@ -229,7 +229,7 @@ def test_the_network_as_it_was_may_teach_the_full_one(task):
     recipe = {"epochs": 1, "batch_size": 20, "lr": 0.01, "device": "cpu", "distillation": 0.5}
     preparation = make_preparation("slimmable", recipe=recipe)
     preparation.check(task)
-    made = prepared_by(preparation, task, Trainer(task.data.train, 0))
+    made = run_preparation(preparation, task, Trainer(task.data.train, 0))
     assert made.facts["forward passes per step"] == 5
 
 

@@ -14,7 +14,7 @@ from abcsearch.data.split import Split
 from abcsearch.data.splits import Data
 from abcsearch.models.resnet import SmallResNet
 from abcsearch.preparation.autopruner import Deciding
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.group_lasso import SparseChannels
 from abcsearch.preparation.makers import Makers
 from abcsearch.preparation.registry import make_preparation
@@ -286,7 +286,7 @@ def three_of_eight():
 def test_gates_find_the_channels_that_labels_depend_on(name, options):
     task = three_of_eight()
     recipe = {"epochs": 40, "batch_size": 64, "lr": 0.05, "device": "cpu"}
-    made = prepared_by(
+    made = run_preparation(
         make_preparation(name, recipe=recipe, **options), task, Trainer(task.data.train, 0)
     )
     assert made.starts == [(3,)]
@@ -304,7 +304,7 @@ def test_gates_find_the_channels_that_labels_depend_on(name, options):
 def test_the_expected_cost_ends_at_the_budget():
     task = three_of_eight()
     recipe = {"epochs": 40, "batch_size": 64, "lr": 0.05, "device": "cpu"}
-    made = prepared_by(
+    made = run_preparation(
         make_preparation("autopruner", recipe=recipe), task, Trainer(task.data.train, 0)
     )
     assert made.facts["expected cost by the budget"]["macs"] == pytest.approx(1, abs=0.02)

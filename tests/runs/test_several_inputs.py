@@ -25,7 +25,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.data.named import DATASETS
 from abcsearch.errors import ExampleError, ExportError, TraceError
 from abcsearch.models.named import MODELS
-from abcsearch.preparation.base import Trainer, prepared_by
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.rng import torch_seeded
 from abcsearch.runs.settings import SearchSettings
@@ -193,4 +193,6 @@ def test_preparations_feed_all_inputs(data, model, name):
         name, recipe={"epochs": 2, "batch_size": 30, "lr": 0.02, "device": "cpu"}
     )
     preparation.check(task)
-    assert task.constraint.allows(prepared_by(preparation, task, Trainer(data.train, 0)).starts[0])
+    assert task.constraint.allows(
+        run_preparation(preparation, task, Trainer(data.train, 0)).starts[0]
+    )
