@@ -22,7 +22,7 @@ from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.named import MODELS
 from abcsearch.preparation.registry import PREPARATIONS
-from abcsearch.records import rule_of
+from abcsearch.records import Rule, rule_of
 from abcsearch.registry import Home
 from abcsearch.searchers.registry import SEARCHERS
 from abcsearch.training.named import METRICS, OBJECTIVES
@@ -71,8 +71,14 @@ def _records(options: object) -> list[type]:
 
 def _ranges(record: type) -> list[str]:
     """Returns what the fields of a record may hold, where a rule says more than their types."""
-    rules = {field.name: rule_of(field).allowed() for field in fields(record)}
-    return [f"{name} {allowed}" for name, allowed in rules.items() if allowed]
+    texts = {field.name: _range(rule_of(field)) for field in fields(record)}
+    return [f"{name} {text}" for name, text in texts.items() if text]
+
+
+def _range(rule: Rule) -> str:
+    """Returns what a rule allows, and what that is counted in."""
+    allowed = rule.allowed()
+    return f"{allowed} ({rule.unit})" if allowed and rule.unit else allowed
 
 
 def _searcher(name: str) -> Entry:

@@ -36,7 +36,7 @@ class Rule:
         zero: whether 0 is taken as well, where the range does not hold it.
         words: one of these.
         each: it is a list, with one at least, and each of its entries is one of these.
-        unit: what is counted, for messages and lists: "seconds", "images".
+        unit: what is counted, for lists: "seconds", "images".
         meaning: what it is, for the message about its range.
         decides: whether it decides the trials of a run, so that it stays what it is when the run is continued.
         compared: whether runs that differ in it are not compared without a warning.
@@ -86,7 +86,7 @@ class Rule:
         return f"{name} is {meaning}{allowed}, found {value!r}"
 
     def allowed(self, high: Any = None) -> str:  # noqa: ANN401 - a number, or none
-        """Returns what the rule allows, in words: "from 2 to 10000 images"; "" if that is anything.
+        """Returns what the rule allows, in words: "from 2 to 10000"; "" if that is anything.
 
         Args:
             high: the value of the field that `at_most` names; None names the field.
@@ -105,8 +105,7 @@ class Rule:
         numbers = (
             f"from {_number(self.at_least)} to {_number(top)}" if both else " and ".join(given)
         )
-        counted = f" {self.unit}" if self.unit and numbers else ""
-        return f"{'0, or ' if self.zero and numbers else ''}{numbers}{counted}"
+        return f"{'0, or ' if self.zero and numbers else ''}{numbers}"
 
     def _entries_problem(self, name: str, value: Any) -> str:  # noqa: ANN401 - whatever was given
         """Returns the message for something that is not a list of names, or for the first unknown one; or ""."""

@@ -26,10 +26,11 @@ ALWAYS = {
     "self.size workers",
     "labels.dtype of images",
     "self.difference of outputs",
-    "duration_text(own.busy) of evaluations",
+    "duration_text(timeline.busy) of evaluations",
     "clock_text(search.seconds) of evaluations",
     "100 * value points",
-    "100 * own.change points",
+    "100 * (first.mean() - second.mean()) points",
+    "moved[0] moves images",  # a setting does
     "conv_groups conv groups",  # of which there are more than one
     "groups groups",  # likewise
     "seconds / interval trials",

@@ -95,7 +95,7 @@ def test_what_is_just_outside_is_refused_by_the_records_of_this_package(kind):
 
 
 def test_a_run_keeps_what_decides_its_trials():
-    free = {"n_trials", "max_failures", "finetune", "baselines"}
+    free = {"n_trials", "max_failures", "finetune", "baselines", "transform", "rewind"}
     assert set(names(RunConfig, decides=False)) == free
     assert names(ExecutionOptions, decides=True) == ("schedule", "window")
     plain = {own.name: own.name for own in fields(RunConfig)} | {

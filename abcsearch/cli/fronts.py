@@ -200,8 +200,10 @@ def state_of(done: RunExport, path: Path) -> str:
         return f"fine-tuned, after {done.link}"
     if done.tuned:
         return "fine-tuned"
-    waiting = f", which applies {', '.join(done.waiting)} as well" if done.waiting else ""
-    return f"not fine-tuned yet (abcsearch finetune {quoted(path)}{waiting})"
+    command = f"abcsearch finetune {quoted(path)}"
+    if not done.waiting:
+        return f"not fine-tuned yet ({command})"
+    return f"not fine-tuned yet ({command} applies {', '.join(done.waiting)} as well)"
 
 
 def print_chain(run: FinishedRun) -> None:

@@ -33,7 +33,9 @@ class ExecutionOptions:
     workers: int = setting(0, at_least=0, decides=False)
     ray_address: str | None = setting(None, decides=False)
     gpus: float = setting(0.0, at_least=0, meaning="a share of a GPU per worker", decides=False)
-    timeout: float | None = setting(None, above=0, unit="seconds", decides=False)
+    timeout: float | None = setting(
+        None, above=0, meaning="a number of seconds", unit="seconds", decides=False
+    )
     schedule: str = setting("rounds", words=SCHEDULES)
     window: int = setting(0, at_least=0)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from abcsearch.channels.gates import gated, replaced
 from abcsearch.channels.skipping import skipping
-from abcsearch.errors import ModelError, PreparationError
+from abcsearch.errors import ModelError, PreparationError, plural
 from abcsearch.example import run_on
 from abcsearch.training.lesson import Supervised
 from abcsearch.training.objectives import output_of
@@ -134,7 +134,7 @@ def parted(trainer: Trainer, share: float, name: str) -> tuple[Images, Images]:
     """
     weights, structure = trainer.halves(share)
     if not len(weights) or not len(structure):
-        msg = f"{name}: split = {share:g} of {len(trainer.images)} training images leaves none to learn "
+        msg = f"{name}: split = {share:g} of {plural(len(trainer.images), 'training image')} leaves none to learn "
         msg += f"{'weights' if len(structure) else 'the structure'} on; set it nearer to 0.5"
         raise PreparationError(msg)
     return weights, structure

@@ -48,8 +48,8 @@ class Iterate(Preparation):
     Source: the loop of the survey of structured pruning, section 3.1.1; Han et al., Learning both weights and
     connections (NeurIPS 2015); Molchanov et al., Pruning convolutional neural networks (ICLR 2017).
 
-    Differences from the papers:
-        - Budgets are geometric. The papers remove a number, or a share, that is set by hand, until accuracy suffers.
+    Differences from the paper:
+        - Budgets are geometric. The papers above remove a number, or a share, that is set by hand, until accuracy suffers.
         - Blocks stay: only channels go in the rounds.
     """
 

@@ -294,7 +294,8 @@ def _origin(
     versions = ", ".join(
         f"{name} {version}" for name, version in header["environment"].get("versions", {}).items()
     )
-    counts = f"{len(data.train):,} training, {len(data.validation):,} search-validation, {len(data.test):,} test images"
+    counts = f"{len(data.train):,} training, {len(data.validation):,} search-validation, "
+    counts += plural(len(data.test), "test image")
     bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
     rows = [
         ["data", f"{config.data.name}{f' ({options})' if options else ''}: {counts}"],

@@ -44,8 +44,8 @@ def run_chain(
         return None
     scores = _scores(run)
     if scores is None:
-        msg = f"{winner.name} has not been fine-tuned, which comes before the chain; run: abcsearch finetune "
-        raise RunError(msg + quoted(run.folder.path))
+        msg = f"{winner.name} has not been fine-tuned, which comes before the chain; run: "
+        raise RunError(f"{msg}abcsearch finetune {quoted(run.folder.path)}")
     folder = run.folder.inside(FOLDER)
     told = logged(run.folder, progress)
     names = ", ".join(transform.name for transform in config.transform)

@@ -161,8 +161,8 @@ def _chain(
     chain = known_chain(run)
     if chain is None and link not in ("0", START):
         names = ", ".join(transform.name for transform in run.config.transform)
-        msg = f"the chain of {run.winner.name} ({names}) is not finished; run: abcsearch finetune "
-        msg += f"{quoted(run.folder.path)}; or export the network before it: --link 0"
+        msg = f"the chain of {run.winner.name} ({names}) is not finished; run: "
+        msg += f"abcsearch finetune {quoted(run.folder.path)}; or export the network before it: --link 0"
         raise RunError(msg)
     return chain
 

@@ -208,7 +208,8 @@ class Supervised(Lesson):
         if self._mixing is not None:
             wanted = widened(wanted, outputs)
         loss = self._goal.loss(outputs, wanted, **self._smoothing)
-        if self._recipe.aux and (aux := aux_of(returned)) is not None:
+        aux = aux_of(returned) if self._goal.aux and self._recipe.aux else None
+        if aux is not None:
             loss = loss + self._recipe.aux * self._goal.loss(aux, wanted, **self._smoothing)
         if self.teacher is not None:
             weight, taught = self._recipe.distillation, teach(self.teacher, images, outputs)

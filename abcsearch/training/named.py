@@ -112,7 +112,7 @@ OBJECTIVES: Registry[Any] = Registry(
         ),
         "segmentation": Home(
             path=f"{_IN}:SEGMENTATION",
-            description="one class per pixel: cross-entropy; judged by miou of all images, pixel_accuracy, neg_loss",
+            description="one class per pixel: cross-entropy; judged by miou, pixel_accuracy, neg_loss, neg_kl",
         ),
         "regression": Home(
             path=f"{_IN}:REGRESSION",

@@ -60,6 +60,7 @@ class Objective:
         output: (network, what its forward pass returned) to its output; metrics and `check` are of that.
         taught: (network, what is called in its place, images, labels) to the output, or None, and the loss of a batch,
             where the loss is the network's own; `loss` is then not asked.
+        aux: whether an entry "aux" beside "out" is an auxiliary head, which learns the same labels.
 
     The first metric is that of `whole`, where there are some, and the others follow.
     """
@@ -71,6 +72,7 @@ class Objective:
     whole: Mapping[str, type[Metrics]] = field(default_factory=dict[str, type[Metrics]])
     output: Callable[[nn.Module, Any], Any] = _output
     taught: Callable[..., tuple[Any, torch.Tensor]] | None = None
+    aux: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -200,6 +202,7 @@ SEGMENTATION = Objective(
     whole={"miou": MeanIoU},
     to_full={"neg_kl": neg_kl},
     check=_check_classes,
+    aux=True,
 )
 REGRESSION = Objective(
     loss=F.mse_loss, metrics={"neg_mse": neg_mse, "neg_mae": neg_mae}, check=_check_values

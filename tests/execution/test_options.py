@@ -23,7 +23,7 @@ from abcsearch.runs.workers import changed_execution
             "gpus is a share of a GPU per worker, at least 0, found -0.5",
         ),
         ({"workers": 1, "gpus": 1.5}, "gpus above 1 is a whole number, found 1.5"),
-        ({"workers": 1, "timeout": 0}, "timeout is a number of seconds above 0, found 0"),
+        ({"workers": 1, "timeout": 0}, "timeout is a number of seconds, above 0, found 0"),
         (
             {"timeout": 5.0},
             "timeout needs workers: an evaluation in this process cannot be stopped",

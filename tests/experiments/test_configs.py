@@ -133,6 +133,7 @@ def test_every_published_setting_has_a_config():
     ours = {
         *TASKS,
         "digits/config.toml",
+        "chain/digits.toml",
         "survey/digits.toml",
         "survey/resnet20.toml",
         "autoslim/digits.toml",

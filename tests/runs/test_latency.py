@@ -65,7 +65,9 @@ def test_candidates_that_are_measured_outside_fail(task, tmp_path, monkeypatch):
     monkeypatch.setattr(
         LatencyModel, "measure", lambda _, graph, *__: LatencyModel.from_plain(plain, graph.costs)
     )
-    monkeypatch.setattr("abcsearch.runs.latency.measure_latency", lambda *_, **__: [next(times)])
+    monkeypatch.setattr(
+        "abcsearch.runs.timed_evaluator.measure_latency", lambda *_, **__: [next(times)]
+    )
     found = search(
         model,
         data,

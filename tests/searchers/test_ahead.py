@@ -17,7 +17,7 @@ from abcsearch.trial import Evaluation, Trial
 SPACE = toy_space()
 BOUND = Budget(macs=0.5).bind(SPACE, ToyCosts())
 SMALL = {"ddpg": {"hidden": 32, "warmup": 24, "replay": 40, "updates_per_episode": 4}}
-SEQUENTIAL = {"greedy", "bee_colony_official"}
+SEQUENTIAL = {"greedy", "bee_colony_official", "network_adjustment"}
 
 
 class Threes(Searcher):
