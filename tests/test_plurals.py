@@ -29,6 +29,7 @@ ALWAYS = {
     "duration_text(timeline.busy) of evaluations",
     "clock_text(search.seconds) of evaluations",
     "100 * value points",
+    "100 * own.change points",
     "100 * (first.mean() - second.mean()) points",
     "moved[0] moves images",  # a setting does
     "conv_groups conv groups",  # of which there are more than one

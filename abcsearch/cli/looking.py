@@ -59,7 +59,7 @@ def list_(
     with answering():
         if kind is None:
             print_json(KINDS) if as_json else console.print(
-                "\n".join(f"abcsearch list {kind_}" for kind_ in KINDS)
+                "\n".join(f"abcsearch list {known}" for known in KINDS)
             )
             return
         from abcsearch.catalog import catalog

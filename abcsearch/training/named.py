@@ -65,21 +65,21 @@ METRICS: Registry[Metric] = Registry(
         ),
         "macro_ap": Home(
             path=f"{_LABELS}:LabelScores",
-            description="multi-label: average precision of all images, mean over labels",
+            description="multilabel: average precision of all images, mean over labels",
         ),
         "macro_f1": Home(
             path=f"{_LABELS}:LabelScores",
-            description="multi-label: F1 of all images, mean over labels",
+            description="multilabel: F1 of all images, mean over labels",
         ),
         "micro_f1": Home(
-            path=f"{_LABELS}:LabelScores", description="multi-label: F1 of all answers together"
+            path=f"{_LABELS}:LabelScores", description="multilabel: F1 of all answers together"
         ),
         "label_accuracy": Home(
             path=f"{_LABELS}:label_accuracy",
-            description="multi-label: share of an image's labels that are right",
+            description="multilabel: share of an image's labels that are right",
         ),
         "neg_bce": Home(
-            path=f"{_LABELS}:neg_bce", description="multi-label: minus the binary cross-entropy"
+            path=f"{_LABELS}:neg_bce", description="multilabel: minus the binary cross-entropy"
         ),
         "psnr": Home(
             path=f"{_QUALITY}:psnr",
