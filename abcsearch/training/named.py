@@ -83,11 +83,11 @@ METRICS: Registry[Metric] = Registry(
         ),
         "psnr": Home(
             path=f"{_QUALITY}:psnr",
-            description="super-resolution: peak signal-to-noise ratio of Y in dB, mean over images",
+            description="superresolution: peak signal-to-noise ratio of Y in dB, mean over images",
         ),
         "ssim": Home(
             path=f"{_QUALITY}:ssim",
-            description="super-resolution: structural similarity of Y, up to 1",
+            description="superresolution: structural similarity of Y, up to 1",
         ),
         "mAP": Home(
             path=_MAP, description="detection: COCO's average precision, overlaps of 0.5 to 0.95"
@@ -120,7 +120,7 @@ OBJECTIVES: Registry[Any] = Registry(
         ),
         "multilabel": Home(
             path=f"{_LABELS}:MULTILABEL",
-            description="several labels at once: binary cross-entropy; judged by macro_ap, macro_f1, micro_f1",
+            description="several labels at once: binary cross-entropy; judged by macro_ap, macro_f1, micro_f1, label_accuracy, neg_bce",
         ),
         "superresolution": Home(
             path=f"{_QUALITY}:SUPERRESOLUTION",
