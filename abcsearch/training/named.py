@@ -120,7 +120,8 @@ OBJECTIVES: Registry[Any] = Registry(
         ),
         "multilabel": Home(
             path=f"{_LABELS}:MULTILABEL",
-            description="several labels at once: binary cross-entropy; judged by macro_ap, macro_f1, micro_f1, label_accuracy, neg_bce",
+            description="several labels at once: binary cross-entropy; judged by macro_ap, macro_f1, micro_f1, "
+            "label_accuracy, neg_bce",
         ),
         "superresolution": Home(
             path=f"{_QUALITY}:SUPERRESOLUTION",
