@@ -246,7 +246,9 @@ def network_table(
         order: places of the networks as they are shown, the winner first.
     """
     kinds = {index: "n winner" if index == order[0] else "n" for index in order}
-    top = "".join(f'<th class="{kinds[index]}">{_safe(names[index])}</th>' for index in order)
+    # A narrow screen breaks names where they have an underscore, not within a word.
+    heads = [_safe(name).replace("_", "_<wbr>") for name in names]
+    top = "".join(f'<th class="{kinds[index]}">{heads[index]}</th>' for index in order)
     rows: list[str] = []
     for title, lines in parts:
         rows.append(f'<tr class="part"><th colspan="{len(names) + 1}">{_safe(title)}</th></tr>')
