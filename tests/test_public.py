@@ -1,5 +1,6 @@
 """The public names, and what importing them costs."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -64,10 +65,9 @@ def test_fixed_names_are_there():
 
 
 def test_names_for_type_checkers_are_the_names():
-    source = Path(abcsearch.__file__).read_text(encoding="utf-8")
-    pairs = {
-        (name, module) for module, name in re.findall(r"from ([\w.]+) import \w+ as (\w+)", source)
-    }
+    tree = ast.parse(Path(abcsearch.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    pairs = {(name.asname, node.module) for node in imports for name in node.names if name.asname}
     assert len(pairs) > len(FIXED)
     assert pairs == set(abcsearch._HOME.items())
 

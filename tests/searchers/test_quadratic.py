@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from abcsearch.searchers.quadratic import Form, Quadratic, Surface, _Parts, _spread
+from abcsearch.searchers.quadratic import Form, Quadratic, Surface, _Sums, _spread
 from abcsearch.space import Dimension, SearchSpace
 
 
@@ -119,7 +119,7 @@ def test_a_space_without_a_choice_has_a_constant_only():
 def test_likelihood_is_that_of_a_dense_normal(n):
     quadratic, indices, targets, start = problem(n)
     columns = quadratic.columns(indices)
-    parts = _Parts(quadratic, indices, targets)
+    parts = _Sums(quadratic, indices, targets)
     assert parts._few == (n == MANY)
     for log_variances in (start, start + 1, quadratic.prior()):
         covariance = (columns * _spread(log_variances, quadratic.kinds)) @ columns.T
@@ -132,7 +132,7 @@ def test_likelihood_is_that_of_a_dense_normal(n):
 @pytest.mark.parametrize("n", [FEW, MANY])
 def test_slope_is_that_of_finite_differences(n):
     quadratic, indices, targets, start = problem(n, seed=1)
-    parts = _Parts(quadratic, indices, targets)
+    parts = _Sums(quadratic, indices, targets)
     step = 1e-5
     differences = [
         (parts.loss(start + step * unit)[0] - parts.loss(start - step * unit)[0]) / (2 * step)
@@ -145,7 +145,7 @@ def test_slope_is_that_of_finite_differences(n):
 def test_both_ways_of_the_likelihood_agree(n):
     quadratic, indices, targets, start = problem(n, seed=2)
     columns = quadratic.columns(indices)
-    few, many = (_Parts.__new__(_Parts) for _ in range(2))
+    few, many = (_Sums.__new__(_Sums) for _ in range(2))
     for parts in (few, many):
         parts._targets, parts._kinds = targets, quadratic.kinds
     few._gram, few._seen = columns.T @ columns, columns.T @ targets
@@ -239,7 +239,7 @@ def test_estimation_finds_noise_and_never_gets_worse():
         targets = clean / clean.std() * (1 - share) ** 0.5 + rng.normal(size=300) * share**0.5
         targets = (targets - targets.mean()) / targets.std()
         surface = Surface(quadratic, quadratic.prior())
-        before = -_Parts(quadratic, indices, targets).loss(quadratic.prior())[0]
+        before = -_Sums(quadratic, indices, targets).loss(quadratic.prior())[0]
         surface.estimate(indices, targets)
         assert surface.evidence > before
         assert share / 1.5 < np.exp(surface.log_variances[-1]) < share * 1.5
@@ -297,7 +297,7 @@ def test_variances_at_the_ends_of_their_range_can_be_factored(end):
         for corner in itertools.product((-8, 8), repeat=2):
             log_variances = quadratic.prior() + corner[0]
             log_variances[-1] = quadratic.prior()[-1] + end * corner[1]
-            value, slope = _Parts(quadratic, indices, fitness).loss(log_variances)
+            value, slope = _Sums(quadratic, indices, fitness).loss(log_variances)
             surface = Surface(quadratic, log_variances)
             surface.condition(indices, fitness)
             assert np.isfinite(
