@@ -1,7 +1,6 @@
 """The public names, and what importing them costs."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from abcsearch.searchers.quadratic import Form, Quadratic, Surface, _Sums, _spread
+from abcsearch.searchers.quadratic import Form, Quadratic, Surface, _spread, _Sums
 from abcsearch.space import Dimension, SearchSpace
 
 

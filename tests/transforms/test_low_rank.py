@@ -16,6 +16,10 @@ from abcsearch.transforms.factors import METHODS, Factorised, full_ranks, skelet
 from abcsearch.transforms.low_rank import low_rank
 from abcsearch.transforms.ranks import by_energy, evbmf
 
+# What torch says of 'same' padding with even kernels, which some random layers have.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
