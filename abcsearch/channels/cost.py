@@ -61,8 +61,8 @@ class CostModel:
         used = {
             name for call in calls for name in (call.weight, call.bias) if isinstance(name, str)
         }
-        own = frozenset(trainable)
-        names = sorted(own | used)
+        parameters = frozenset(trainable)
+        names = sorted(parameters | used)
         row = {name: index for index, name in enumerate(names)}
         n_axes = max((len(sizes[name]) for name in names), default=0)
         # factors[a][p] are the coefficients (constant, dimension 0, 1 ...) of axis a's length in parameter p.
@@ -80,22 +80,25 @@ class CostModel:
         self._constant = factors[~varies, :, 0].prod(axis=0)
         self._block_of = np.array([_block(name, blocks) for name in names], dtype=np.int64)
         self._factors = factors[varies]
-        self._params = np.array([float(name in own) for name in names])
+        self._params = np.array([float(name in parameters) for name in names])
         self._macs, self._flops = np.zeros(len(names)), np.zeros(len(names))
         # What a weight that is computed in forward costs, which never changes: per block, and outside of all (last).
         self._fixed_macs, self._fixed_flops = np.zeros((2, 1 + len(blocks)))
         for call in calls:
-            own = _block(call.scope, blocks)
-            if isinstance(call.weight, int):
-                self._fixed_macs[own] += call.times * call.weight
-                self._fixed_flops[own] += 2 * call.times * call.weight
-            else:
-                self._macs[row[call.weight]] += call.times
-                self._flops[row[call.weight]] += 2 * call.times
-            if isinstance(call.bias, int):
-                self._fixed_flops[own] += call.outputs * call.bias
-            elif call.bias is not None:
-                self._flops[row[call.bias]] += call.outputs
+            self._count(call, row, _block(call.scope, blocks))
+
+    def _count(self, call: Call, row: Mapping[str, int], block: int) -> None:
+        """Adds a use of a weight to what its parameter costs per entry, or to what its block costs in any case."""
+        if isinstance(call.weight, int):
+            self._fixed_macs[block] += call.times * call.weight
+            self._fixed_flops[block] += 2 * call.times * call.weight
+        else:
+            self._macs[row[call.weight]] += call.times
+            self._flops[row[call.weight]] += 2 * call.times
+        if isinstance(call.bias, int):
+            self._fixed_flops[block] += call.outputs * call.bias
+        elif call.bias is not None:
+            self._flops[row[call.bias]] += call.outputs
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns multiply-accumulates of convolutions, linear layers and other products with a weight, no bias.
