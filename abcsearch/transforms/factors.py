@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import nn
 
 if TYPE_CHECKING:
@@ -200,9 +201,13 @@ def _tucker(layer: Layer, ranks: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
 
 
 def _basis(tensor: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the first directions of a tensor along its first axis, (n, rank), and their singular values."""
+    """Returns the first directions of a tensor along its first axis, (n, rank), and their singular values.
+
+    Where the other side's rank leaves fewer directions, those that are missing are 0.
+    """
     u, s, _ = torch.linalg.svd(tensor.flatten(1), full_matrices=False)
-    return u[:, :rank], s[:rank]
+    missing = max(0, rank - len(s))
+    return F.pad(u[:, :rank], (0, missing)), F.pad(s[:rank], (0, missing))
 
 
 def _by_outputs(layer: Layer, rank: int, moments: torch.Tensor) -> tuple[torch.Tensor, ...]:

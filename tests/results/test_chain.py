@@ -403,7 +403,7 @@ def test_a_run_from_its_config_to_the_file(searched):
 
     before = call("export", "--out", str(searched / "before"))
     assert "not fine-tuned yet (abcsearch finetune" in before
-    assert "which applies low_rank, sparsify as well" in before
+    assert " applies low_rank, sparsify as well" in before
     with pytest.raises(RunError, match="has not been fine-tuned, which comes before the chain"):
         run_chain(open_run(path))
     assert "next: abcsearch finetune" in call("status")

@@ -64,6 +64,18 @@ def test_full_rank_is_the_layer_itself(drawn, method):
         assert torch.allclose(made(x), layer(x), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("ranks", [(1, 2), (2, 1), (1, 6), (5, 1)])
+def test_a_side_may_have_more_ranks_than_the_other_leaves_directions(ranks):
+    """Of one channel between, a kernel of one entry can feed one direction; the others are 0, and nothing is lost by it."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(5, 6, 1).double()
+    made = split(layer, "tucker", ranks)
+    assert next(iter(made)).weight.shape[0] == ranks[0]
+    nearest = split(layer, "tucker", (1, 1) if 1 in ranks else ranks)
+    x = torch.randn(2, 5, 3, 3, dtype=torch.float64)
+    assert torch.allclose(made(x), nearest(x), atol=1e-10)
+
+
 @settings(max_examples=30, deadline=None)
 @given(convolutions(), st.sampled_from(METHODS), st.data())
 def test_what_is_lost_is_what_was_cut(drawn, method, data):
