@@ -11,7 +11,12 @@ from experiments.survey.results import Results
 
 TINY = {
     "digits": ["model.widths=[4, 6]", "model.depths=[1, 1]", "pretrain.batch_size=256"],
-    "resnet20": ["evaluator.validation_images=10", "pretrain.batch_size=50", "finetune.batch_size=50", "data.validation=0.2"],
+    "resnet20": [
+        "evaluator.validation_images=10",
+        "pretrain.batch_size=50",
+        "finetune.batch_size=50",
+        "data.validation=0.2",
+    ],
 }
 FEW = ["n_trials=2", "evaluator.calibration_images=64", "evaluator.batch_size=32"]
 
