@@ -121,6 +121,8 @@ if TYPE_CHECKING:
     from abcsearch.transforms.low_rank import LowRank as LowRank
     from abcsearch.transforms.low_rank import low_rank as low_rank
     from abcsearch.transforms.options import LinkOptions as LinkOptions
+    from abcsearch.transforms.ranked import Ranked as Ranked
+    from abcsearch.transforms.ranked import with_ranks as with_ranks
     from abcsearch.transforms.registry import TRANSFORMS as TRANSFORMS
     from abcsearch.transforms.sparse import sparsify as sparsify
     from abcsearch.trial import Evaluation as Evaluation
@@ -233,6 +235,8 @@ _HOME = {
     "codebook": "abcsearch.transforms.codebook",
     "LowRank": "abcsearch.transforms.low_rank",
     "low_rank": "abcsearch.transforms.low_rank",
+    "Ranked": "abcsearch.transforms.ranked",
+    "with_ranks": "abcsearch.transforms.ranked",
     "LinkOptions": "abcsearch.transforms.options",
     "TRANSFORMS": "abcsearch.transforms.registry",
     "sparsify": "abcsearch.transforms.sparse",

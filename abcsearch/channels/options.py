@@ -33,10 +33,12 @@ class SpaceOptions(WidthOptions):
         fixed: paths of modules whose output channels all stay.
         renormalise: whether norms over channels (layer norm ...) are computed over the channels that are left;
             otherwise they fix their channels.
+        ranks: whether layers may also become products of two smaller ones, whose ranks are searched with the widths.
     """
 
     fixed: tuple[str, ...] = ()
     renormalise: bool = True
+    ranks: bool = False
 
     def __post_init__(self) -> None:
         """Turns lists (TOML, JSON) into tuples, and checks the ranges."""

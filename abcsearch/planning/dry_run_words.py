@@ -76,6 +76,7 @@ class Rehearsal:
         free: of these, those with more than one choice.
         structures: exact size of the space, as text: it is larger than most programs' numbers.
         kept: what layers may keep, in words: the settings of the space, defaults too.
+        ranks: lines on layers that may be products of two smaller ones; () where ranks are not searched.
         budget: its bounds.
         prepare: name and options of what is trained before the search, or None.
         needs: what that takes of a machine besides a network's training, in a line; "" for nothing worth mentioning.
@@ -118,6 +119,7 @@ class Rehearsal:
     free: int
     structures: str
     kept: str
+    ranks: tuple[str, ...]
     budget: tuple[Reach, ...]
     prepare: Part | None
     needs: str
@@ -180,6 +182,7 @@ class Rehearsal:
             *(f"  {count} fixed: {reason}" for reason, count in self.fixed.items()),
             f"space: {counted(int(self.structures))}; {self.free} of {plural(self.dimensions, 'dimension')} free",
             f"  {self.kept}",
+            *(f"  {line}" for line in self.ranks),
             *(f"budget: {bound.line}" for bound in self.budget),
             *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
             *([f"  {self.needs}"] if self.needs else []),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#9AA0A6"
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, "#8C6D00", "#5B5B5B")
-LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "": BLUE}
+LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "rank": ORANGE, "": BLUE}
 NETWORKS = {"full": BLACK, "uniform": GREEN, "random": ORANGE}
 # Plotly, matplotlib
 SYMBOLS = {"full": ("square", "s"), "uniform": ("diamond", "D"), "random": ("triangle-up", "^")}
@@ -95,6 +95,8 @@ def width_text(layer: Layer, kept: int) -> str:
     """Returns what became of a layer in words."""
     if layer.level == "block":
         return "kept" if kept else "dropped"
+    if layer.level == "rank" and kept == layer.full:
+        return "whole"
     return f"{layer.full} ⇒ {kept}"
 
 

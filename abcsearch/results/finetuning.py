@@ -142,9 +142,7 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
     recipe, task = wanted.recipe, run.result.task
     chosen = _chosen(run, only)
     for own in map(wanted.recipe_of, chosen):
-        check_training(
-            own, task.data.train, task.data.objective, taught=bool(own.distillation), scored=True
-        )
+        check_training(own, task.data.train, task.data.objective, taught=own.taught, scored=True)
         if workers is not None:
             Crew(size=workers.workers).check(own.batch_size)
     progress = logged(run.folder, progress)
@@ -303,7 +301,7 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         recipe,
         seed=run.config.seed,
         on_epoch=on_epoch,
-        teacher=run.result.task.base if recipe.distillation else None,
+        teacher=run.result.task.base if recipe.taught else None,
         checkpoint=checkpoint,
         workers=wanted.workers,
         same=wanted.changes(structure),

@@ -61,7 +61,8 @@ class Report:
     Attributes:
         title: what was searched.
         rows: the networks.
-        widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept.
+        widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept;
+            of a rank, the full one and that of the winner.
         criteria: the criterion that has chosen the channels, by group; {} where there was no choice.
         notes: how the numbers were measured, and where the run is.
         against: the cost of the front: what the searcher weighs fitness against, for most of them macs.
@@ -230,7 +231,9 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
         for index, structure in enumerate(run.structures)
     )
     levels = [group.kind for group in task.graph.prunable] + ["block"] * len(task.graph.blocks)
-    dimensions = zip(task.space.dimensions, levels, run.winner.candidate, strict=False)
+    levels += ["rank"] * len(task.graph.ranks)
+    settled = task.graph.settled(run.winner.candidate)
+    dimensions = zip(task.space.dimensions, levels, settled, strict=False)
     widths = tuple((d.name, level, d.full, value) for d, level, value in dimensions)
     against = str(config.searcher.options.get("against", "macs"))
     return Report(
@@ -300,6 +303,8 @@ def _front(result: SearchResult, against: str) -> tuple[Point, ...]:
 
 def _change(level: str, full: int, kept: int) -> str:
     """Returns what became of a width or a block, in words."""
+    if level == "rank":
+        return "whole" if kept == full else f"rank {kept} of {full}"
     return f"{full} => {kept}" if level != "block" else ("kept" if kept else "dropped")
 
 

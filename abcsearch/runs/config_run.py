@@ -229,7 +229,7 @@ def prepare(
         check_workers(config.execution)
     if config.pretrain is not None:
         check_training(config.pretrain, data.train, data.objective, taught=False, scored=True)
-    taught = bool(config.finetune.distillation)
+    taught = config.finetune.taught
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     check_chain(config.transform, task.base, data, config.finetune)
     return task, roles
@@ -264,7 +264,7 @@ def _check_baseline(name: str, config: RunConfig, task: Task) -> None:
         checked_networks(name, baseline.networks, task)
     if baseline.recipe is not None:
         recipe = checked_recipe(name, baseline.recipe, config.finetune, task, structure)
-        taught = bool(recipe.distillation)
+        taught = recipe.taught
         check_training(recipe, task.data.train, task.data.objective, taught=taught, scored=True)
 
 

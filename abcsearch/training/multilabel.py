@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from abcsearch.data.images import check_multi_hot
 from abcsearch.errors import ModelError, plural
 from abcsearch.training.collected import Metrics
+from abcsearch.training.distillation import of_labels
 from abcsearch.training.objectives import Objective
 
 
@@ -87,4 +88,5 @@ MULTILABEL = Objective(
     metrics={"label_accuracy": label_accuracy, "neg_bce": neg_bce},
     whole=dict.fromkeys(("macro_ap", "macro_f1", "micro_f1"), LabelScores),
     check=_check_labels,
+    divergence=of_labels,
 )
