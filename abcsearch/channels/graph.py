@@ -17,7 +17,7 @@ from abcsearch.records import check
 from abcsearch.space import Dimension, SearchSpace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -85,6 +85,7 @@ class ChannelGraph:
         divisor: int = 1,
         lowest: float | None = None,
         criteria: Sequence[str] = (),
+        fast: Mapping[str, Sequence[int]] | None = None,
     ) -> SearchSpace:
         """Returns the space of kept channels per group: max(1, floor(c * ratio)) for every keep ratio.
 
@@ -106,6 +107,7 @@ class ChannelGraph:
                 down, to the smallest that fits at least.
             lowest: smallest keep ratio, in (0, alpha]; None: one step.
             criteria: names of those that are searched, in the order of a ranking's; one, or none, is no choice.
+            fast: the widths that are offered instead, by group (`fast_widths`).
 
         Raises:
             CandidateError: if alpha, step, levels, divisor or lowest are out of range.
@@ -128,11 +130,10 @@ class ChannelGraph:
         dimensions: list[Dimension] = []
         for index, group in enumerate(self.prunable):
             c = group.channels
-            choices = (
-                widths_of(self.prunable, index, self.calls, self.sizes, ratios, divisor)
-                if group.kind in levels
-                else [c]
-            )
+            choices = [c]
+            if group.kind in levels:
+                usual = widths_of(self.prunable, index, self.calls, self.sizes, ratios, divisor)
+                choices = (fast or {}).get(group.name, usual)
             dimensions.append(Dimension(group.name, "width", tuple(choices), c))
         chosen = (
             [criterion_of(width, criteria) for width in dimensions] if len(criteria) > 1 else []

@@ -11,6 +11,7 @@ from abcsearch.errors import ConfigError
 from abcsearch.preparation.base import Preparation
 from abcsearch.registry import OBJECT
 from abcsearch.runs.blame import named
+from abcsearch.runs.stopwatch import Stopwatch
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.front import FrontResult, run_front
 from abcsearch.runs.front_settings import Front
@@ -121,6 +122,7 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
         progress = logged(folder, progress)
         if preparation is not None:
             write_header(folder, settings, identity(task))
+            keep_times(folder, task.constraint.costs)  # which what is prepared may follow from
             task = prepared(folder, settings, task, preparation, progress)
             roles = Roles.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
         with workers_for(settings, folder, executor) as where:
@@ -205,6 +207,9 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         watchers=[make(task, folder) for make in watchers],
         progress=progress,
         stage=stage,
+        watch=Stopwatch.of(
+            task, settings, folder.path, finished=folder.finished(settings.n_trials)
+        ),
     )
     if not folder.finished(settings.n_trials):
         doing("evaluating the first structures")
