@@ -18,7 +18,7 @@ def seconds_of(module, batch, step=STEP):
         apart = weight.ndim == 4 and layer.groups > 1
         wide = math.ceil(weight.shape[0] / step) * step
         deep = 1 if apart else math.ceil(weight.shape[1] / step) * step
-        total.append(1e-9 * wide * deep * output[0, 0].numel() * math.prod(weight.shape[2:]))
+        total.append(1e-9 * wide * deep * output[:, 0].numel() * math.prod(weight.shape[2:]))
 
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(add) for layer in layers]

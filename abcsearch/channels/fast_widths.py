@@ -1,83 +1,68 @@
-"""Which widths are fast where forward time was measured: those that no other gives more channels than for their time.
+"""Which widths are fast where forward time was measured: multiples of what, for all layers of a network.
 
-Where a processor computes 8 channels at once, 17 take as long as 24. The fast widths of a group are those on the lower
-hull of its time over its width, but for half a channel's time: with steps of 8, multiples of 8; without steps, all.
+Where a processor computes 8 channels at once, 17 take as long as 24, and runtimes have faster code for some multiples.
+So structures of equal MACs are compared whose widths are multiples of 1, 4, 8 and 16: by the model of forward time, as it
+knows many structures of each, where single widths of a single layer change a network's time by less than measuring does.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from fractions import Fraction
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from abcsearch.channels.widths import FINEST, widths_of
+from abcsearch.budget import Budget
+from abcsearch.channels.work import MULTIPLES
+from abcsearch.errors import BudgetError
+from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.latency import LatencyModel
     from abcsearch.channels.options import SpaceOptions
+    from abcsearch.space import SearchSpace
 
-_NEAR = 0.5  # of the time that a channel takes on average: so far above the hull a width is still taken for fast
+_MACS = (0.3, 0.5)  # of the full network's, of structures that are compared
+_COUNT = 30  # structures for each of these
+_ALIKE = 1.02  # so many times the least time is as good: smaller multiples offer more widths
 
 
 def fast_widths(
     model: LatencyModel, graph: ChannelGraph, options: SpaceOptions
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the widths that a space offers, ascending, by prunable group: at keep ratios the largest fast ones.
+    """Returns the widths that a space offers, ascending, by prunable group.
 
     Args:
         model: of forward time, as measured.
         graph: channel groups of the network.
         options: keep ratios, and the divisor that widths are multiples of in any case.
     """
-    lowest = options.step if options.lowest is None else options.lowest
-    first, apart, last = (
-        Fraction(ratio).limit_denominator(FINEST) for ratio in (lowest, options.step, options.alpha)
-    )
-    ratios = [first + number * apart for number in range(int((last - first) / apart) + 1)]
-    offered: dict[str, tuple[int, ...]] = {}
-    for index, group in enumerate(graph.prunable):
-        c = group.channels
-        every = [Fraction(width, c) for width in range(1, c + 1)]
-        allowed = widths_of(
-            graph.prunable, index, graph.calls, graph.sizes, every, options.divisor
-        )
-        fast = set(efficient(_times(model, graph, index)))
-        widths = [width for width in allowed if width in fast] or allowed
-        offered[group.name] = tuple(
-            sorted({widths[max(0, bisect_right(widths, int(c * ratio)) - 1)] for ratio in ratios})
-        )
-    return offered
+    divisors = sorted({math.lcm(multiple, options.divisor) for multiple in MULTIPLES})
+    spaces = {
+        divisor: graph.space(options.alpha, options.step, options.levels, divisor, options.lowest)
+        for divisor in divisors
+    }
+    times = {divisor: mean_time(model, space) for divisor, space in spaces.items()}
+    limit = _ALIKE * min(times.values())
+    # Nothing can be compared where no space has structures of such MACs
+    best = next((d for d in divisors if times[d] <= limit < math.inf), options.divisor)
+    widths = spaces[best].dimensions[: len(graph.prunable)]
+    return {dimension.name: dimension.choices for dimension in widths}
 
 
-def _times(model: LatencyModel, graph: ChannelGraph, index: int) -> NDArray[np.float64]:
-    """Returns the expected times of one group's widths 1 ... channels, all others full, (channels,)."""
-    channels = np.array([group.channels for group in graph.prunable])
-    rows = np.tile(channels, (channels[index], 1))
-    rows[:, index] = np.arange(1, channels[index] + 1)
-    return model.latency_ms(rows)
-
-
-def efficient(times: NDArray[np.float64]) -> list[int]:
-    """Returns the widths on the lower hull of their times, or near it, ascending; the largest is always among them.
-
-    Args:
-        times: of the widths 1 ... n, (n,), never falling.
-    """
-    count = len(times)
-    if count < 2 or times[-1] <= times[0]:
-        return [count]
-    each = (times[-1] - times[0]) / (count - 1)
-    # As if the first channels took what channels take on average: else the first width would be on the hull in any case
-    points = np.concatenate([[np.min(times - each * np.arange(1, count + 1))], times])
-    hull = [0]
-    while hull[-1] < count:
-        rest = np.arange(hull[-1] + 1, count + 1)
-        slopes = (points[rest] - points[hull[-1]]) / (rest - hull[-1])
-        hull.append(int(rest[np.flatnonzero(slopes <= slopes.min() + 1e-12)[-1]]))
-    lower = np.interp(np.arange(1, count + 1), hull, points[hull])
-    return (np.flatnonzero(times <= lower + _NEAR * each) + 1).tolist()
+def mean_time(model: LatencyModel, space: SearchSpace) -> float:
+    """Returns the expected time of random structures of a space at some MACs, in ms; infinity if it has none."""
+    times: list[float] = []
+    for macs in _MACS:
+        draws = numpy_stream(0, "structures that are compared")
+        try:
+            constraint = Budget(macs=macs).bind(space, model.costs)
+        except BudgetError:
+            return math.inf
+        rows = [constraint.repair(space.sample(draws), draws) for _ in range(_COUNT)]
+        rows = [constraint.fill(row, draws, power=1000) for row in rows]
+        shares = model.costs.macs(rows) / model.costs.macs([space.full])
+        # What little of the MACs is left over differs
+        times.append(float(np.mean(model.latency_ms(rows) * macs / shares)))
+    return float(np.mean(times))

@@ -77,7 +77,7 @@ class ChannelGraph:
             activations=self.activations,
         )
 
-    def space(
+    def space(  # noqa: PLR0913 - all that says which widths there are
         self,
         alpha: float = 0.9,
         step: float = 0.1,

@@ -1,197 +1,62 @@
-"""Measured forward time of modules on a device, and a model of it for budgets.
-
-A machine's speed drifts by tens of per cent while it is measured, and all networks with it. So times are shares of the
-full network's, which takes its turn before every few others; a share is as exact as passes are alike, about one per cent.
-"""
+"""A model of forward time for budgets, fitted to whole networks that were measured where the network will run."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import statistics
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.ranking import rank_channels
-from abcsearch.channels.runtimes import check_runtime, prepared_pass
+from abcsearch.channels.runtimes import check_runtime
 from abcsearch.channels.slicing import slice_model
 from abcsearch.channels.timed import LayerTimes, TimedCosts
+from abcsearch.channels.turns import Turns as Turns
+from abcsearch.channels.turns import forward_times as forward_times
+from abcsearch.channels.turns import in_turns as in_turns
+from abcsearch.channels.turns import measure_latency as measure_latency
+from abcsearch.channels.turns import torch_threads as torch_threads
 from abcsearch.channels.work import MULTIPLES, LayerWork
 from abcsearch.errors import ModelError
-from abcsearch.example import repeated, run_on
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
     from torch import nn
 
     from abcsearch.channels.graph import ChannelGraph
-    from abcsearch.channels.runtimes import Pass
     from abcsearch.example import Inputs
 
-_STRUCTURES = 80  # that are measured for a model; half as many more make its errors smaller by a tenth
+_STRUCTURES = 60  # that are measured for a model, of all sizes
 _SECONDS = 120.0  # after this time a model is measured with as few turns as there must be
-_LEAST = 3  # turns, in any case
-_EVERY = 4  # networks are timed between two passes of the full network
-_SHORT, _PASSES = 0.005, 5  # a turn is the shortest of so many passes, or as many as take so many seconds
-# Networks that take turns: as torch keeps the code that it makes for 1024 layers, more would have to be made anew
-_TOGETHER = 12
 _BYTES = 2**30  # of weights that are in memory at once while a model is measured
 # Of the coefficients, each in units of the largest amount: the one that predicts best what was not fitted is taken
-_RIDGES = (0.02, 0.1, 0.3, 1.0)
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Runs a block with `count` torch threads and puts the number back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def measure_latency(
-    models: Sequence[nn.Module],
-    example_input: Inputs,
-    *,
-    threads: int = 1,
-    repeats: int = 30,
-    warmup: int = 5,
-) -> list[float]:
-    """Returns the median forward time of each model in milliseconds; see `forward_times`.
-
-    Raises:
-        ModelError: if threads or repeats are below 1, or warmup below 0.
-    """
-    times = forward_times(models, example_input, threads=threads, repeats=repeats, warmup=warmup)
-    return [statistics.median(passes) for passes in times]
-
-
-def forward_times(
-    models: Sequence[nn.Module],
-    example_input: Inputs,
-    *,
-    threads: int = 1,
-    repeats: int = 30,
-    warmup: int = 5,
-    seconds: float = math.inf,
-) -> list[list[float]]:
-    """Returns the forward times of each model in milliseconds, in the order of measuring.
-
-    The models take turns, so that drift of the machine's speed hits all of them alike. They run in evaluation mode
-    without gradients, on the device and at the batch size of `example_input`, and are left in the mode they were in.
-
-    Args:
-        models: networks on the device of the input.
-        example_input: one batch.
-        threads: torch threads (CPU).
-        repeats: timed passes per model.
-        warmup: passes before them that do not count; one is enough where they take longer than a tenth of `seconds`.
-        seconds: after this time no new turn begins, once three have been timed.
-
-    Raises:
-        ModelError: if threads or repeats are below 1, or warmup below 0.
-    """
-    if min(threads, repeats) < 1 or warmup < 0:
-        msg = f"latency needs at least 1 thread, 1 repeat and 0 warm-up passes, found {threads=}, {repeats=}, {warmup=}"
-        raise ModelError(msg)
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    times: list[list[float]] = [[] for _ in models]
-    try:
-        with torch.inference_mode(), torch_threads(threads):
-            for counts in _turns(warmup, repeats, seconds):
-                for model, passes in zip(models, times, strict=True):
-                    passed = _timed(model.eval(), example_input)
-                    passes += [1000 * passed] if counts else []
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return times
-
-
-def _turns(warmup: int, repeats: int, seconds: float) -> Iterator[bool]:
-    """Yields once per turn, whether it counts; as many as are wanted, or as fit into a time."""
-    begun = time.perf_counter()
-    for turn in range(warmup):
-        if turn == 0 or time.perf_counter() - begun < seconds / 10:
-            yield False
-    for turn in range(repeats):
-        if turn < 3 or time.perf_counter() - begun < seconds:
-            yield True
+_RIDGES = (0.02, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turns:
-    """Forward times that were measured in turns with the full network's.
+class Measured:
+    """Structures whose forward times have been measured.
 
     Attributes:
-        shares: of every network the median, over turns, of its time as a share of the full network's, (n,) float64.
-        full_ms: median forward time of the full network meanwhile, in milliseconds.
+        structures: (n, n_dims) candidates.
+        turns: their times.
     """
 
-    shares: NDArray[np.float64]
-    full_ms: float
+    structures: NDArray[np.int64]
+    turns: Turns
 
-
-def in_turns(
-    networks: Sequence[nn.Module],
-    full: nn.Module,
-    example: Inputs,
-    options: LatencyOptions,
-    *,
-    seconds: float = math.inf,
-) -> Turns:
-    """Returns the forward times of networks as shares of the full network's, all measured in turns.
-
-    Args:
-        networks: to be measured; they are left in evaluation mode, with weights that are channels_last.
-        full: the full network, likewise.
-        example: one image, on the device that counts.
-        options: how to measure; `repeats` is the number of turns.
-        seconds: after this time no new turn begins, once three have been.
-
-    Raises:
-        ModelError: if the runtime is not there, cannot run a network, or is a function that does not keep its word.
-    """
-    batch = repeated(example, options.batch)
-    with torch_threads(options.threads):
-        reference, *passes = (
-            prepared_pass(network.eval(), batch, options) for network in (full, *networks)
+    def and_(self, other: Measured) -> Measured:
+        """Returns these structures and others, which have as many dimensions."""
+        shares = np.concatenate([self.turns.shares, other.turns.shares])
+        return Measured(
+            structures=np.concatenate([self.structures, other.structures]),
+            turns=Turns(shares=shares, full_ms=self.turns.full_ms),
         )
-        for warm in (reference, *passes):
-            warm()
-        times = np.zeros((options.repeats, 2, len(passes)))
-        draws = numpy_stream(0, "turns of forward times")
-        begun = time.perf_counter()
-        for turn in range(options.repeats):
-            if turn >= _LEAST and time.perf_counter() - begun > seconds:
-                times = times[:turn]
-                break
-            whole = math.nan
-            for position, index in enumerate(draws.permutation(len(passes))):
-                if position % _EVERY == 0:
-                    whole = _shortest(reference)
-                times[turn, :, index] = _shortest(passes[index]), whole
-    shares = np.median(times[:, 0] / times[:, 1], axis=0)
-    return Turns(shares=shares, full_ms=1000 * float(np.median(times[:, 1])))
-
-
-def _shortest(run: Pass) -> float:
-    """Returns the shortest of some passes in a row, in seconds: a pass of a millisecond is disturbed by anything."""
-    times = [run()]
-    while len(times) < _PASSES and sum(times) < _SHORT:
-        times.append(run())
-    return min(times)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +76,7 @@ class LatencyModel(TimedCosts):
         where: runtime, threads and batch: plain values by name.
         error: median error of shares that were not fitted, relative, each of five parts predicted from the others.
         fast: the widths that a space offers, by group, where those that are fast were asked for; None: it has not been.
+        measured: what it was fitted to; None where it was read from a file.
     """
 
     work: LayerWork
@@ -219,6 +85,7 @@ class LatencyModel(TimedCosts):
     where: Mapping[str, Any]
     error: float
     fast: Mapping[str, tuple[int, ...]] | None = None
+    measured: Measured | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def measure(
@@ -230,7 +97,7 @@ class LatencyModel(TimedCosts):
         *,
         levels: Sequence[str] = ("filter", "stage"),
     ) -> LatencyModel:
-        """Measures 80 structures, from tiny to full, in turns with the full network.
+        """Measures 60 structures, from tiny to full, in turns with the full network.
 
         Args:
             model: the network; not changed.
@@ -246,39 +113,72 @@ class LatencyModel(TimedCosts):
         options = options or LatencyOptions()
         structures = varied_structures(graph, levels)
         turns = measured_structures(model, graph, example, structures, options)
-        return cls.fitted_to(graph, structures, turns, options)
+        return cls.fitted_to(graph, Measured(structures=structures, turns=turns), options)
+
+    def near(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        example: Inputs,
+        structures: NDArray[np.int64],
+        options: LatencyOptions,
+    ) -> LatencyModel:
+        """Returns the model once structures like those that will be asked about have been measured as well.
+
+        A model of all sizes may be off by a tenth in one direction where a budget is, as only some structures are there.
+
+        Args:
+            model: the network; not changed.
+            graph: its channel groups.
+            example: one image.
+            structures: (n, n_dims).
+            options: as it was measured with.
+        """
+        turns = measured_structures(model, graph, example, structures, options)
+        more = Measured(structures=structures, turns=turns)
+        both = more if self.measured is None else self.measured.and_(more)
+        return replace(self.fitted_to(graph, both, options), fast=self.fast)
 
     @classmethod
     def fitted_to(
-        cls,
-        graph: ChannelGraph,
-        structures: NDArray[np.int64],
-        turns: Turns,
-        options: LatencyOptions,
+        cls, graph: ChannelGraph, measured: Measured, options: LatencyOptions
     ) -> LatencyModel:
-        """Returns the model that fits structures, (n, n_dims), which have been measured with some options."""
+        """Returns the model that fits structures which have been measured with some options."""
         work = LayerWork(graph)
         full = [group.channels for group in graph.prunable]
-        amounts = np.concatenate([work([full]), work(structures)])
-        times = np.concatenate([[1.0], turns.shares])
+        amounts = np.concatenate([work([full]), work(measured.structures)])
+        times = np.concatenate([[1.0], measured.turns.shares])
         error, ridge = min((_error(amounts, times, ridge), ridge) for ridge in _RIDGES)
         return cls(
             costs=graph.costs,
             work=work,
             shares=fitted(amounts, times, ridge),
-            full_ms=turns.full_ms,
+            full_ms=measured.turns.full_ms,
             where=where_of(options),
             error=error,
+            measured=measured,
+        )
+
+    def latency_ms(self, candidates: ArrayLike) -> NDArray[np.float64]:
+        """Returns the expected forward time in milliseconds: (n, n_dims) candidates to (n,) float64.
+
+        That of the full network is what was measured, which fractions in a budget are of.
+        """
+        amounts = self.work(candidates)
+        whole = (amounts[:, self._uses] == self._all).all(axis=1)
+        return np.where(whole, 1.0, amounts @ self.shares) * self.full_ms
+
+    @cached_property
+    def _uses(self) -> NDArray[np.intp]:
+        """Which amounts tell the full network from all others."""
+        return np.flatnonzero(
+            [name.endswith((": calls", ": products")) for name in self.work.names]
         )
 
     @cached_property
-    def _full(self) -> float:
-        """What is expected of the full network, as a share of what was measured."""
-        return float((self.work([self.costs.channels]) @ self.shares)[0])
-
-    def latency_ms(self, candidates: ArrayLike) -> NDArray[np.float64]:
-        """Returns the expected forward time in milliseconds: (n, n_dims) candidates to (n,) float64."""
-        return self.work(candidates) @ self.shares * (self.full_ms / self._full)
+    def _all(self) -> NDArray[np.float64]:
+        """These amounts of the full network."""
+        return self.work([self.costs.channels])[0, self._uses]
 
     def to_plain(self) -> dict[str, Any]:
         """Returns what was measured as plain JSON values; `timed_from_plain` is the inverse."""
@@ -328,7 +228,7 @@ def measured_structures(
     structures: NDArray[np.int64],
     options: LatencyOptions,
 ) -> Turns:
-    """Returns the forward times of structures of a network, a dozen at a time in turns with the full one.
+    """Returns the forward times of structures of a network, in turns with the full one.
 
     Args:
         model: the network; not changed.
@@ -344,7 +244,7 @@ def measured_structures(
     ranking = rank_channels(model, graph, "random")
     full = tuple(group.channels for group in graph.prunable)
     weights = int(graph.costs.params([full])[0])
-    together = max(1, min(_TOGETHER, _BYTES // (4 * max(weights, 1))))
+    together = max(1, _BYTES // (4 * max(weights, 1)))
     measured: list[Turns] = []
     for start in range(0, len(structures), together):
         some = structures[start : start + together]
@@ -413,15 +313,3 @@ def _error(
         expected = amounts[away] @ fitted(amounts[~away], times[~away], ridge)
         errors[away] = np.abs(expected / times[away] - 1)
     return float(np.median(errors))
-
-
-def _timed(model: nn.Module, example_input: Inputs) -> float:
-    """Returns the wall-clock seconds of one forward pass, the device idle before and after."""
-    cuda = example_input.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(example_input.device)
-    start = time.perf_counter()
-    run_on(model, example_input)
-    if cuda:
-        torch.cuda.synchronize(example_input.device)
-    return time.perf_counter() - start

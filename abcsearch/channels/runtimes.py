@@ -48,7 +48,9 @@ def check_runtime(options: LatencyOptions) -> None:
         ]
         if missing:
             msg = f"latency: runtime = {options.runtime!r} needs what is not installed ({', '.join(missing)}): "
-            raise ModelError(f"{msg}pip install 'abcsearch[onnx]'; or measure with runtime = \"torch\"")
+            raise ModelError(
+                f"{msg}pip install 'abcsearch[onnx]'; or measure with runtime = \"torch\""
+            )
         return
     import_callable("latency.runtime", options.runtime, ModelError)
 
@@ -115,7 +117,7 @@ def _in_onnxruntime(network: nn.Module, batch: Inputs, threads: int) -> Pass:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many kinds
         msg = f"latency: onnxruntime cannot run the network: {one_line(str(error), 300)}"
-        raise ModelError(f"{msg}; measure with runtime = \"torch\"") from error
+        raise ModelError(f'{msg}; measure with runtime = "torch"') from error
     tensors = dict(zip(_names(example), example.tensors, strict=True))
     feed = {x.name: tensors[x.name].numpy() for x in session.get_inputs()}
     clock = _clock(threads)
@@ -150,14 +152,14 @@ def _as_onnx(network: nn.Module, example: Example) -> bytes:
                 torch.onnx.export(
                     network.eval(),
                     example.args,
-                    file,
+                    file,  # pyright: ignore[reportArgumentType] - its types know paths alone
                     kwargs=dict(example.kwargs),
                     dynamo=dynamo,
                     verbose=False,
                     input_names=_names(example),
                 )
             return file.getvalue()
-        except Exception as error:  # of many kinds
+        except Exception as error:  # noqa: BLE001 - of many kinds
             reasons.append(f"{type(error).__name__}: {one_line(str(error), 200)}")
         finally:
             logging.disable(before)
@@ -189,7 +191,9 @@ def _called(name: str, function: Callable[..., Any], *args: Any) -> Any:  # noqa
     try:
         return function(*args)
     except Exception as error:  # anything can go wrong in it
-        msg = f"latency: runtime {name!r} failed: {type(error).__name__}: {one_line(str(error), 300)}"
+        msg = (
+            f"latency: runtime {name!r} failed: {type(error).__name__}: {one_line(str(error), 300)}"
+        )
         raise ModelError(f"{msg}; it is called with (module, batch, threads)") from error
 
 

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.stopwatch import Stopwatch
     from abcsearch.runs.disk.journal import Journal
     from abcsearch.runs.dispatch import Flights
     from abcsearch.runs.run_state import Standing
+    from abcsearch.runs.stopwatch import Stopwatch
     from abcsearch.trial import Trial
 
 
 class Finals:
     """Scores the best trials of a search in full, and measures their forward time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with
         self,
         evaluator: Evaluator,
         n_trials: int,
@@ -142,10 +142,10 @@ class Finals:
 
     def _refuse_outside(self) -> None:
         """Raises RunError if trials have succeeded, and none of them is inside of the budget as measured."""
-        timed, outside = self._journal.contents.timed, self._outside()
-        if self._watch is not None and outside:
-            nearest = min(outside, key=lambda number: (self._watch.distance(timed[number]), number))
-            raise RunError(self._watch.refusal(nearest, timed[nearest], len(outside)))
+        watch, timed, outside = self._watch, self._journal.contents.timed, self._outside()
+        if watch is not None and outside:
+            nearest = min(outside, key=lambda number: (watch.distance(timed[number]), number))
+            raise RunError(watch.refusal(nearest, timed[nearest], len(outside)))
 
     def _is_scored(self, trial: Trial) -> bool:
         """Returns whether a trial has been scored in full."""

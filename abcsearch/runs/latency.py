@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from abcsearch.channels.latency import (
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.timed import TimedCosts
 from abcsearch.errors import BudgetError, ModelError, RunError
+from abcsearch.rng import numpy_stream
 from abcsearch.steps import doing
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from abcsearch.space import SearchSpace
 
 _FILE = "latency.json"
+T = TypeVar("T", bound=TimedCosts)
+NEAR = 30  # structures near the budget that are measured
 _OTHER_BATCH = 64  # is tried where a budget cannot be reached with a smaller one
 
 
@@ -63,7 +66,7 @@ def run_costs(
         doing(f"measuring forward time ({settings.latency.where})")
         levels = settings.space.levels
         costs = LatencyModel.measure(model, graph, data.example, settings.latency, levels=levels)
-        return _offering(costs, graph, settings)
+        return _near_budget(_offering(costs, graph, settings), model, graph, data, settings)
     try:
         costs = timed_from_plain(kept, graph)
         return costs if begun else _offering(costs, graph, settings)
@@ -78,7 +81,33 @@ def _is_of(kept: Any, settings: SearchSettings) -> bool:  # noqa: ANN401 - any J
     return isinstance(kept, dict) and {name: kept.get(name) for name in wanted} == wanted
 
 
-def _offering(costs: TimedCosts, graph: ChannelGraph, settings: SearchSettings) -> TimedCosts:
+def _near_budget(
+    costs: LatencyModel,
+    model: nn.Module,
+    graph: ChannelGraph,
+    data: Data,
+    settings: SearchSettings,
+) -> LatencyModel:
+    """Returns costs that know structures near the budget better, where it bounds forward time."""
+    if "latency_ms" not in settings.budget.bounds:
+        return costs
+    space = settings.space.of(graph, (), costs.fast)
+    try:
+        constraint = settings.budget.bind(space, costs)
+    except BudgetError:  # who binds it says so
+        return costs
+    structures = near_budget(constraint, NEAR)
+    return costs.near(model, graph, data.example, structures, settings.latency)
+
+
+def near_budget(constraint: Constraint, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """Returns random structures inside a budget, grown into it as searchers do it, (count, n_dims)."""
+    draws, space = numpy_stream(seed, "structures near a budget of forward time"), constraint.space
+    rows = [constraint.repair(space.sample(draws), draws) for _ in range(count)]
+    return np.array([constraint.fill(row, draws) for row in rows])
+
+
+def _offering(costs: T, graph: ChannelGraph, settings: SearchSettings) -> T:
     """Returns costs that know which widths are fast, if the settings ask for these."""
     if not settings.space.hardware or not isinstance(costs, LatencyModel):
         return costs
@@ -155,5 +184,7 @@ def _help(
             turns = measured_structures(model, graph, data.example, structures, options)
         except ModelError:  # advice only
             continue
-        told.append(f"{what}, the smallest structure takes {turns.shares[0]:.3f} of the full one's time")
+        told.append(
+            f"{what}, the smallest structure takes {turns.shares[0]:.3f} of the full one's time"
+        )
     return "".join(f"; {text}" for text in told)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from abcsearch.budget import Costs
     from abcsearch.evaluation.base import Evaluator
-    from abcsearch.runs.stopwatch import Stopwatch
     from abcsearch.runs.disk.decision import Decision
     from abcsearch.runs.disk.folder import RunFolder
+    from abcsearch.runs.stopwatch import Stopwatch
     from abcsearch.runs.watching import Watcher
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate

@@ -11,7 +11,6 @@ from abcsearch.errors import ConfigError
 from abcsearch.preparation.base import Preparation
 from abcsearch.registry import OBJECT
 from abcsearch.runs.blame import named
-from abcsearch.runs.stopwatch import Stopwatch
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.front import FrontResult, run_front
 from abcsearch.runs.front_settings import Front
@@ -25,6 +24,7 @@ from abcsearch.runs.result import SearchResult, collected
 from abcsearch.runs.roles import Roles
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.setup_check import check_setup
+from abcsearch.runs.stopwatch import Stopwatch
 from abcsearch.runs.task import Task
 from abcsearch.runs.timed_evaluator import measured
 from abcsearch.runs.workers import workers_for

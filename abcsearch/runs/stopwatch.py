@@ -61,9 +61,7 @@ class Stopwatch:
             return None
         if not finished:
             check_runtime(settings.latency)
-        return cls(
-            task=task, options=settings.latency, limit=limit, seed=settings.seed, path=path
-        )
+        return cls(task=task, options=settings.latency, limit=limit, seed=settings.seed, path=path)
 
     @property
     def count(self) -> int:
@@ -78,7 +76,9 @@ class Stopwatch:
     def measured(self, trials: Sequence[Trial]) -> dict[int, Timed]:
         """Returns the forward times of trials, measured together, by number."""
         networks = [
-            self.task.source.network(trial.candidate, derived_seed(self.seed, "evaluation", trial.number))
+            self.task.source.network(
+                trial.candidate, derived_seed(self.seed, "evaluation", trial.number)
+            )
             for trial in trials
         ]
         full, example = copy.deepcopy(self.task.base), self.task.data.example[:1]

@@ -41,9 +41,7 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
         return staged
     full_ms = float(limit.cost([task.space.full])[0])
     example = task.data.example[:1]
-    return _Measured(
-        evaluator, task.source, task.base, full_ms, example, settings.latency, limit
-    )
+    return _Measured(evaluator, task.source, task.base, full_ms, example, settings.latency, limit)
 
 
 @dataclass(frozen=True)

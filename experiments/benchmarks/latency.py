@@ -16,7 +16,7 @@ import json
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,19 +27,13 @@ from abcsearch.channels.latency import (
     LatencyOptions,
     fitted,
     measured_structures,
-    varied_structures,
 )
 from abcsearch.errors import AbcSearchError
 from abcsearch.models.registry import INPUT_SHAPES, Constructor
 from abcsearch.rng import numpy_stream
+from abcsearch.runs.latency import NEAR, near_budget
 from experiments.processes import at_least_one
 from experiments.tables import check_onnx, processors, versions
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from abcsearch.budget import Costs
-    from abcsearch.channels.graph import ChannelGraph
 
 MODELS = ("resnet20", "mobilenet_v2_cifar")
 RUNTIMES = ("onnxruntime", "torch")
@@ -47,7 +41,7 @@ BATCHES = (1, 64)
 OUT = Path("experiments/benchmarks/latency.jsonl")
 _HEAD = (
     "network", "runtime", "batch", "full, ms", "random, %", "half the MACs, %", "worst, %",
-    "by MACs, %", "widths not rounded, %", "in latency_ms = 0.5", "inside", "largest",
+    "by MACs, %", "without multiples, %", "latency_ms = 0.5", "inside", "largest",
 )  # fmt: skip
 
 
@@ -56,22 +50,21 @@ def piece(name: str, options: LatencyOptions, count: int) -> dict[str, Any]:
     shape = INPUT_SHAPES[name]
     model, example = Constructor(name=name).build().eval(), torch.zeros(1, *shape)
     graph = trace_channels(model, example)
-    seen = varied_structures(graph, ("filter", "stage"))
-    shares = measured_structures(model, graph, example, seen, options)
-    costs = LatencyModel.fitted_to(graph, seen, shares, options)
-    random = _drawn(graph, costs, None, count)
-    half = _drawn(graph, costs, Budget(macs=0.5), count)
-    inside = _drawn(graph, costs, Budget(latency_ms=0.5), count)
+    costs = LatencyModel.measure(model, graph, example, options)
+    budget, space = Budget(latency_ms=0.5), graph.space()
+    near = near_budget(budget.bind(space, costs), NEAR)
+    costs = costs.near(model, graph, example, near, options)
+    assert costs.measured is not None
+    draws = numpy_stream(1, "bench-latency")
+    random = np.array([space.sample(draws) for _ in range(count)])
+    half = near_budget(Budget(macs=0.5).bind(space, costs), count, seed=1)
+    inside = near_budget(budget.bind(space, costs), count, seed=1)
     unseen = np.concatenate([random, half, inside])
     turns = measured_structures(model, graph, example, unseen, options)
     full = [[group.channels for group in graph.prunable]]
-
-    def expected(rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        return costs.latency_ms(rows) / costs.latency_ms(full)
-
-    narrow = np.array(["in 8" not in own and "in 16" not in own for own in costs.work.names])
-    amounts = np.concatenate([costs.work(full), costs.work(seen)])[:, narrow]
-    coefficients = fitted(amounts, np.concatenate([[1.0], shares.shares]))
+    plain = np.array(["multiples" not in own and "rounded" not in own for own in costs.work.names])
+    amounts = np.concatenate([costs.work(full), costs.work(costs.measured.structures)])[:, plain]
+    coefficients = fitted(amounts, np.concatenate([[1.0], costs.measured.turns.shares]))
     macs = graph.costs.macs(np.concatenate([full, unseen]))
     return {
         "network": name,
@@ -80,42 +73,31 @@ def piece(name: str, options: LatencyOptions, count: int) -> dict[str, Any]:
         "full_ms": turns.full_ms,
         "count": count,
         "measured": turns.shares.tolist(),
-        "expected": expected(unseen).tolist(),
-        "unrounded": (costs.work(unseen)[:, narrow] @ coefficients).tolist(),
+        "expected": (costs.latency_ms(unseen) / costs.latency_ms(full)).tolist(),
+        "plain": (costs.work(unseen)[:, plain] @ coefficients).tolist(),
         "macs": (macs[1:] / macs[0]).tolist(),
         "cross_validated": costs.error,
     }
-
-
-def _drawn(graph: ChannelGraph, costs: Costs, budget: Budget | None, count: int) -> NDArray[np.int64]:
-    """Returns random structures of the usual space; inside a budget, grown as searchers grow them."""
-    space = graph.space()
-    draws = numpy_stream(1, f"bench-latency {budget}")
-    rows = [space.sample(draws) for _ in range(count)]
-    if budget is not None:
-        constraint = budget.bind(space, costs)
-        rows = [constraint.fill(constraint.repair(row, draws), draws) for row in rows]
-    return np.array(rows)
 
 
 def cells(record: dict[str, Any]) -> list[str]:
     """Returns a row of the table."""
     count = record["count"]
     measured, expected = np.array(record["measured"]), np.array(record["expected"])
-    macs, unrounded = np.array(record["macs"]), np.array(record["unrounded"])
+    macs, plain = np.array(record["macs"]), np.array(record["plain"])
     errors, random = 100 * np.abs(expected / measured - 1), slice(0, 2 * count)
     # MACs with the best factor that there is for these very networks
     factor = np.median(measured[random] / macs[random])
     other = {
         "macs": 100 * np.abs(factor * macs / measured - 1),
-        "unrounded": 100 * np.abs(unrounded / measured - 1),
+        "plain": 100 * np.abs(plain / measured - 1),
     }
     winners = measured[2 * count :]
     return [
         record["network"], record["runtime"], str(record["batch"]), f"{record['full_ms']:.3g}",
         f"{np.median(errors[:count]):.1f}", f"{np.median(errors[count : 2 * count]):.1f}",
         f"{errors[random].max():.0f}", f"{np.median(other['macs'][random]):.1f}",
-        f"{np.median(other['unrounded'][random]):.1f}",
+        f"{np.median(other['plain'][random]):.1f}",
         f"{np.median(winners):.3f}", f"{np.mean(winners <= 0.5):.0%}", f"{winners.max():.3f}",
     ]  # fmt: skip
 
@@ -137,11 +119,12 @@ def main() -> None:
     records = [json.loads(line) for line in there]
     wanted = [(m, r, b) for m in arguments.models for r in arguments.runtimes
               for b in arguments.batches]  # fmt: skip
-    lacking = set(wanted) - {(own["network"], own["runtime"], own["batch"]) for own in records}
+    known = {(own["network"], own["runtime"], own["batch"]) for own in records}
+    lacking = set(wanted) - known
     try:
         if lacking and not arguments.only_table:
             check_onnx()
-        for name, runtime, batch in wanted if not arguments.only_table else ():
+        for name, runtime, batch in () if arguments.only_table else wanted:
             if (name, runtime, batch) in lacking:
                 options = LatencyOptions(runtime=runtime, batch=batch, repeats=arguments.repeats)
                 records.append(piece(name, options, arguments.structures))

@@ -37,7 +37,9 @@ class Timed:
         Raises:
             ValueError: if it is none.
         """
-        values = [plain.get(name) if isinstance(plain, dict) else None for name in ("share", "full_ms")]
+        values: list[Any] = [
+            plain.get(name) if isinstance(plain, dict) else None for name in ("share", "full_ms")
+        ]
         if not all(isinstance(value, float) and 0 < value < math.inf for value in values):
             msg = f"share and full_ms of a measured time are numbers above 0, found {values!r:.80}"
             raise ValueError(msg)

@@ -117,17 +117,26 @@ class Contents:
             self.lost.setdefault(number, []).append(str(event["reason"]))
         elif kind == "groups":
             self.groups[number] = numbers_of(event.get("means"))
-        elif kind == "final":
+        elif kind is not None:
+            self._take_final(number, kind, event)
+        else:
+            self.add(trial_of(event))
+
+    def _take_final(self, number: int, kind: object, event: dict[str, Any]) -> None:
+        """Takes an event of the end of a search.
+
+        Raises:
+            ValueError, AbcSearchError: if it is none.
+        """
+        if kind == "final":
             self.final[number] = evaluation_of(event.get("evaluation"))
         elif kind == "timed":
             self.timed[number] = Timed.of(event)
         elif kind == "winner":
             self.decisions[number_of({"number": event.get("of")})] = Decision.of(event)
-        elif kind is not None:
+        else:
             msg = f"event {kind!r} is unknown to this version"
             raise ValueError(msg)
-        else:
-            self.add(trial_of(event))
 
     def add(self, trial: Trial) -> None:
         """Takes a finished trial.

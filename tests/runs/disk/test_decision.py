@@ -84,8 +84,9 @@ def test_a_run_that_was_stopped_before_it_was_decided_says_so(finished):
     cut_journal(folder.journal, keep + 2)
     saved = folder.read_json("searcher.json")
     folder.write_json("searcher.json", {**saved, "decided": False, "journal": [0, 0]})
-    assert "the best are still to be scored in full or measured; continue with: abcsearch resume" in words(
-        call("status", run).output
+    assert (
+        "the best are still to be scored in full or measured; continue with: abcsearch resume"
+        in words(call("status", run).output)
     )
     refused = call("report", run).output, call("export", run, "--out", run / "out")
     assert "are still to be scored in full" in words(refused[1].output)
