@@ -175,13 +175,13 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     records = [json.loads(line) for line in lines]
-    known = {(own["network"], own["divisor"], own["seed"]) for own in records}
+    known = {(own["network"], own["divisor"], own["seed"], own["latency_ms"]) for own in records}
     torch.set_num_threads(1)
     try:
         check_onnx()
         for name in () if arguments.only_table else arguments.networks:
             wanted = [(divisor, seed) for seed in arguments.seeds for divisor in arguments.divisors]
-            lacking = [pair for pair in wanted if (name, *pair) not in known]
+            lacking = [pair for pair in wanted if (name, *pair, arguments.latency) not in known]
             network = trained(name, arguments) if lacking else None
             for divisor, seed in lacking:
                 assert network is not None
