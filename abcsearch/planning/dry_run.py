@@ -214,7 +214,8 @@ def _kept(options: SpaceOptions) -> str:
     lowest = options.step if options.lowest is None else options.lowest
     whole = "" if options.alpha == 1 else ", so no layer keeps all its channels (alpha = 1)"
     widths = f"layers keep {lowest:g} to alpha = {options.alpha:g} of their channels by step = {options.step:g}{whole}"
-    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}"
+    fast = ", hardware = true: only widths that are fast" if options.hardware else ""
+    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}{fast}"
 
 
 def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher) -> int:
