@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.group import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
     from abcsearch.channels.groups import trace_channels as trace_channels
+    from abcsearch.channels.options import LatencyOptions as LatencyOptions
     from abcsearch.channels.orders import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
     from abcsearch.channels.repair import Repaired as Repaired
@@ -184,6 +185,7 @@ _HOME = {
     "chain_model": "abcsearch.results.chain",
     "Chain": "abcsearch.results.links",
     "SeedsResult": "abcsearch.runs.seeds",
+    "LatencyOptions": "abcsearch.channels.options",
     "SpaceOptions": "abcsearch.runs.settings",
     "Searcher": "abcsearch.searchers.base",
     "BeeColony": "abcsearch.searchers.bee_colony",

@@ -84,7 +84,7 @@ class ChannelGraph:
         }
         return RankedCosts(ranks=self.ranks, **known) if self.ranks else CostModel(**known)
 
-    def space(
+    def space(  # noqa: PLR0913 - all that says which widths there are
         self,
         alpha: float = 0.9,
         step: float = 0.1,
@@ -92,6 +92,7 @@ class ChannelGraph:
         divisor: int = 1,
         lowest: float | None = None,
         criteria: Sequence[str] = (),
+        fast: Mapping[str, Sequence[int]] | None = None,
     ) -> SearchSpace:
         """Returns the space of kept channels per group: max(1, floor(c * ratio)) for every keep ratio.
 
@@ -115,6 +116,7 @@ class ChannelGraph:
                 down, to the smallest that fits at least.
             lowest: smallest keep ratio, in (0, alpha]; None: one step.
             criteria: names of those that are searched, in the order of a ranking's; one, or none, is no choice.
+            fast: the widths that are offered instead, by group (`fast_widths`).
 
         Raises:
             CandidateError: if alpha, step, levels, divisor or lowest are out of range.
@@ -137,11 +139,10 @@ class ChannelGraph:
         dimensions: list[Dimension] = []
         for index, group in enumerate(self.prunable):
             c = group.channels
-            choices = (
-                widths_of(self.prunable, index, self.calls, self.sizes, ratios, divisor)
-                if group.kind in levels
-                else [c]
-            )
+            choices = [c]
+            if group.kind in levels:
+                usual = widths_of(self.prunable, index, self.calls, self.sizes, ratios, divisor)
+                choices = (fast or {}).get(group.name, usual)
             dimensions.append(Dimension(group.name, "width", tuple(choices), c))
         chosen = (
             [criterion_of(width, criteria) for width in dimensions] if len(criteria) > 1 else []

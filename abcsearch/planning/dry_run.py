@@ -26,6 +26,7 @@ from abcsearch.runs.front_folder import run_folder
 from abcsearch.runs.header import as_begun, held_header
 from abcsearch.runs.knowledge import probes_of
 from abcsearch.runs.known_runs import found_known
+from abcsearch.runs.latency import timed_words
 from abcsearch.runs.preparing import preparation_of
 from abcsearch.runs.setup_check import asked_of, look_at
 from abcsearch.runs.shared import Shared
@@ -206,6 +207,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         disk=_disk(task, pruned, config, mapped) + (0 if needs is None else needs.disk),
         measured_on=_machine(config),
         notes=tuple(notes),
+        timed=timed_words(task.constraint.costs),
     )
 
 
@@ -214,7 +216,8 @@ def _kept(options: SpaceOptions) -> str:
     lowest = options.step if options.lowest is None else options.lowest
     whole = "" if options.alpha == 1 else ", so no layer keeps all its channels (alpha = 1)"
     widths = f"layers keep {lowest:g} to alpha = {options.alpha:g} of their channels by step = {options.step:g}{whole}"
-    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}"
+    fast = ", hardware = true: only widths that are fast" if options.hardware else ""
+    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}{fast}"
 
 
 def _of_ranks(graph: ChannelGraph) -> tuple[str, ...]:

@@ -100,6 +100,7 @@ class Rehearsal:
         disk: bytes of the run folder, with fine-tuned networks.
         measured_on: device and threads.
         notes: what else there is to know.
+        timed: where forward time was measured for the budget, in words; "" where it was not.
         budgets: names of the budgets, where there are several; all but the times of the whole is of the first one.
     """
 
@@ -144,6 +145,7 @@ class Rehearsal:
     measured_on: str
     notes: tuple[str, ...] = field(default=())
     budgets: tuple[str, ...] = field(default=())
+    timed: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Returns all of it as plain JSON values."""
@@ -184,6 +186,7 @@ class Rehearsal:
             f"  {self.kept}",
             *(f"  {line}" for line in self.ranks),
             *(f"budget: {bound.line}" for bound in self.budget),
+            *([self.timed] if self.timed else []),
             *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
             *([f"  {self.needs}"] if self.needs else []),
             f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",

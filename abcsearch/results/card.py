@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.latency import forward_times
-from abcsearch.errors import escaped, one_line, plural
+from abcsearch.channels.latency import forward_times, in_turns
+from abcsearch.errors import ModelError, escaped, one_line, plural
 from abcsearch.example import Example, repeated
 from abcsearch.exporting.targets import FOLDERS
 from abcsearch.files import replace_file
+from abcsearch.formats import first_line
 from abcsearch.results.forward import BATCHES
 from abcsearch.results.intervals import SHARES, paired, unpacked, wilson
 from abcsearch.training.named import metric_text
@@ -191,7 +193,22 @@ def _numbers(
         rows += [["difference, 95 %", "", difference]] if difference else []
     for batch, times in _times(run, model).items():
         rows.append([f"forward time in torch, batch {batch}", *(f"{ms:.3g} ms" for ms in times)])
-    return rows
+    return [*rows, *_budgeted(run, model)]
+
+
+def _budgeted(run: FinishedRun, model: nn.Module) -> list[list[str]]:
+    """Returns the forward times where the budget bounds them, measured now in turns; none where it does not."""
+    options, data = run.config.latency, run.result.task.data
+    if "latency_ms" not in run.config.budget.bounds:
+        return []
+    full, own = copy.deepcopy(run.result.task.base), copy.deepcopy(model)
+    try:
+        turns = in_turns([own], full, data.example[:1], options, seconds=_SECONDS)
+    except ModelError as error:  # it may have been measured on another machine
+        return [[f"forward time in {options.where}", "", f"not measured here: {first_line(error)}"]]
+    share = float(turns.shares[0])
+    ms = f"{share * turns.full_ms:.3g} ms ({share:.3f} of it)"
+    return [[f"forward time in {options.where}", f"{turns.full_ms:.3g} ms", ms]]
 
 
 def _score(run: FinishedRun, value: float | None) -> str:

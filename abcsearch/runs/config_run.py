@@ -21,6 +21,7 @@ from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.front import run_front
 from abcsearch.runs.header import as_begun, data_identity, write_header
 from abcsearch.runs.known_runs import found_known
+from abcsearch.runs.latency import keep_times
 from abcsearch.runs.preparing import check_room, preparation_of, prepared
 from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.runs.rebuilding import Remains
@@ -165,6 +166,7 @@ def _made_ready(  # noqa: PLR0913 - what it works with
     remains = Remains.of(folder)
     if remains is None:
         write_header(folder, config, same)
+        keep_times(folder, task.constraint.costs)  # which what is prepared may follow from
     elif config.prepare is None:
         remains = remains.check(config, task, roles)
     else:

@@ -215,6 +215,12 @@ def check_ranked(settings: SearchSettings) -> None:
             raise ConfigError(msg)
 
 
+NO_LATENCY = (
+    "space.hardware = true offers the widths that are fast where the network will run, and nothing says where: set "
+    'runtime, threads and batch in [latency], e.g. runtime = "onnxruntime" (from Python: latency=LatencyOptions(...))'
+)
+
+
 def check_diagnosed(searcher: Part, evaluator: Part) -> None:
     """Raises ConfigError if a searcher learns from the diagnostics of evaluations, and one of ours makes none."""
     if not is_diagnosed(searcher.name) or evaluator.name not in EVALUATORS.homes:
@@ -372,7 +378,7 @@ _RECORDS: dict[str, Callable[..., Any]] = {
     "searcher": Part,
     "evaluator": Part,
     "space": SpaceOptions.recorded,
-    "latency": LatencyOptions,
+    "latency": LatencyOptions.recorded,
     "execution": ExecutionOptions,
     "prepare": Part,
     "model": ModelSettings,

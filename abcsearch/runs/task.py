@@ -12,12 +12,12 @@ import torch
 from abcsearch.channels.groups import ChannelGraph
 from abcsearch.channels.source import Source
 from abcsearch.data.splits import Data
-from abcsearch.errors import BudgetError, DataError, ExampleError, ModelError, RunError
+from abcsearch.errors import DataError, ExampleError, ModelError, RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.example import Example
 from abcsearch.runs.disk.early import early_path
-from abcsearch.runs.latency import run_costs
+from abcsearch.runs.latency import bound, run_costs
 from abcsearch.runs.ranking import rank_for_run
 from abcsearch.steps import doing
 from abcsearch.transforms.ranked import graph_of, sliced
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.budget import Constraint, Costs
+    from abcsearch.budget import Constraint
     from abcsearch.channels.orders import Ranking
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
@@ -133,8 +133,9 @@ class Task:
             msg = f"{error}. Images {data.train.shape} are taken as signals, (channels, length); grey images have a "
             msg += "channel: images[:, None]"
             raise ExampleError(msg) from error
-        space = options.of(graph, settings.criteria)
-        constraint = _bound(settings, space, run_costs(model, graph, data, settings, folder))
+        costs = run_costs(model, graph, data, settings, folder)
+        space = options.of(graph, settings.criteria, getattr(costs, "fast", None))
+        constraint = bound(settings, space, costs, model, graph, data)
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
         source = sliced(model, graph, ranking)
         task = cls(source=source, data=data, space=space, constraint=constraint, settings=settings)
@@ -186,24 +187,3 @@ class Task:
             msg = "no uniform width meets the budget; widen its band"
             raise RunError(msg)
         return tuple(structures[inside[-1]].tolist())
-
-
-def _bound(settings: SearchSettings, space: SearchSpace, costs: Costs) -> Constraint:
-    """Returns the budget of a run bound to its space.
-
-    Raises:
-        BudgetError: as `Budget.bind`; of forward time it says what it was measured at and what else there is to drop.
-    """
-    try:
-        return settings.budget.bind(space, costs)
-    except BudgetError as error:
-        if "latency_ms" not in str(error):
-            raise
-        levels, batch = list(settings.space.levels), settings.latency.batch
-        more = (
-            ""
-            if "block" in levels
-            else '; with "block" whole blocks, and the time of their layers, can go'
-        )
-        msg = f"{error}. Forward time is of batches of {batch} (batch in [latency]), the space has levels = {levels}"
-        raise BudgetError(f"{msg} in [space]{more}") from error
