@@ -159,6 +159,45 @@ def test_paddings_that_forward_works_out(name):
     check(model, graph, images())
 
 
+GROUPED = {
+    "standardised depthwise": (8, convolution(Standardised, padding=1, groups=8)),
+    "scaled depthwise": (8, convolution(Scaled, padding=1, bias=False, groups=8)),
+    "centred in pairs": (4, convolution(Centred, padding=1, groups=4)),
+    "standardised in halves": (2, convolution(Standardised, padding=1, groups=2)),
+    "twice as many": (
+        8,
+        lambda: nn.Sequential(
+            Standardised(8, 16, 3, padding=1, groups=8), Standardised(16, 8, 1, groups=8)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_whole_groups_of_a_weight_that_is_computed_go(name):
+    count, make = GROUPED[name]
+    model = network(make)
+    graph = trace_channels(model, images(1))
+    assert {group.name: group.channels for group in graph.prunable} == {"0": count, "4": 6}
+    check(model, graph, images())
+
+
+class Counted(Standardised):
+    """With a number of groups that is written in forward."""
+
+    def _conv(self, x, weight, padding=None):
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, 4)
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_groups_of_a_computed_weight_that_are_written_stay():
+    model = network(lambda: Counted(8, 8, 3, padding=1, groups=4))
+    graph = trace_channels(model, images(1))
+    assert [group.name for group in graph.prunable] == ["4"]
+    assert "a size there would not follow" in str(graph.groups[0].fixed)
+    check(model, graph, images())
+
+
 def test_a_weight_that_columns_are_mixed_in_keeps_all():
     class Mixed(Written):
         def forward(self, x):
