@@ -4,7 +4,9 @@ import copy
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from abcsearch.channels.gates import gated
 from abcsearch.channels.sharing import share
@@ -26,9 +28,24 @@ def everything(out):
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
+class Undropped(TorchFunctionMode):
+    """Switches dropout off that forward calls as a function: it would draw other numbers for other widths."""
+
+    DROPOUTS = (
+        *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout),
+        *(F.feature_alpha_dropout, torch.dropout, torch.feature_dropout, torch.alpha_dropout),
+    )
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in self.DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
+
+
 def seeded(run):
-    """What a network returns without gradients, whatever it draws being the same every time."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    """What a network returns without gradients and dropout, whatever else it draws being the same every time."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), Undropped():
         torch.manual_seed(0)
         return everything(run())
 
