@@ -173,7 +173,9 @@ def test_gates_equal_slicing_and_shared_slices_are_sliced_networks(family, name)
     candidate = random_candidate(graph, np.random.default_rng(0))
     x = images(4 if size < 200 else 2, size)
     modes = (False,) if name in EVALUATED_ONLY else (False, True)
-    check_gates(model, graph, candidate, ranking, x, rounding=TOLERANCE, modes=modes)
+    check_gates(
+        model, graph, candidate, ranking, x, rounding=TOLERANCE, modes=modes, conditioned=True
+    )
     check_shared(model, graph, candidate, ranking, x, modes=modes)
 
 
