@@ -31,14 +31,14 @@ class _Weights:
     Attributes:
         weight: canonical name.
         shape: of the weight.
-        bias: canonical name, or None.
+        bias: the bias, a parameter or one number for each output that forward has computed; or None.
         groups: conv_groups.
         count: how conv_groups follow channels where forward gives the number; None for a module, where slicing sets it.
     """
 
     weight: str
     shape: tuple[int, ...]
-    bias: str | None
+    bias: Operand | None
     groups: int
     count: Count | None
 
@@ -46,11 +46,7 @@ class _Weights:
     def of(cls, flow: Flow, op: Op) -> _Weights:
         """Reads them off an operation; raises NoRuleError for a weight that is computed in forward."""
         weight, bias = _operands(flow, op)
-        if (
-            weight is None
-            or weight.parameter is None
-            or (bias is not None and bias.parameter is None)
-        ):
+        if weight is None or weight.parameter is None:
             msg = f"it computes with {LOOSE}"
             raise NoRuleError(msg)
         groups, count = getattr(op.module, "groups", 1), None
@@ -61,7 +57,7 @@ class _Weights:
         return cls(
             weight=weight.parameter,
             shape=tuple(weight.value),
-            bias=None if bias is None else bias.parameter,
+            bias=bias,
             groups=groups,
             count=count,
         )
@@ -105,7 +101,7 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
             flow.parameter(weights.weight, 0, made)
     else:
         made = _grouped(flow, op, weights, layout.positions, channels)
-    flow.parameter(weights.bias, 0, made)
+    _biased(flow, weights.bias, made)
     return Layout(axis, made)
 
 
@@ -130,11 +126,7 @@ def _by_rows(flow: Flow, op: Op, weight: Operand) -> Layout:
             flow.fix(positions, f"{op.name}: forward computes its weight from all that a row reads")
         made = flow.fresh(weight.value[0], weight.computed.removesuffix(".weight"))
     flow.tie(made, weight.layout.positions)
-    if bias is not None:
-        if bias.parameter is None:
-            msg = f"it computes with {LOOSE}"
-            raise NoRuleError(msg)
-        flow.parameter(bias.parameter, 0, made)
+    _biased(flow, bias, made)
     return Layout(axis, made)
 
 
@@ -216,8 +208,21 @@ def linear(flow: Flow, op: Op) -> Layout | None:
         flow.parameter(weights.weight, 1, layout.positions, reads=True)
     made = flow.fresh(weights.shape[0], op.path or weights.name)
     flow.parameter(weights.weight, 0, made)
-    flow.parameter(weights.bias, 0, made)
+    _biased(flow, weights.bias, made)
     return Layout(len(operand.value) - 1, made)
+
+
+def _biased(flow: Flow, bias: Operand | None, made: NDArray[np.int64]) -> None:
+    """Says that a bias has a number for each output; raises NoRuleError for one in which nothing follows channels."""
+    if bias is None:
+        return
+    if bias.parameter is not None:
+        flow.parameter(bias.parameter, 0, made)
+    elif bias.layout is not None and len(bias.value) == 1:
+        flow.tie(made, bias.layout.positions)
+    else:
+        msg = f"it computes with {LOOSE}"
+        raise NoRuleError(msg)
 
 
 def count_calls(flow: Flow, op: Op) -> bool:
