@@ -3,9 +3,10 @@
     python -m experiments.benchmarks.zoo [--family NAME ...] [--detail] [--rows FILE]
 
 Networks have no weights (the meta device) and see one image of the size that they were made for. Prunable shares are
-1 - cost(one channel per group) / cost(full). Beside the time of tracing stands what recording alone takes as a multiple
-of what torch.fx takes for the same (a copy, symbolic tracing, shapes by its interpreter), where it traces the network
-at all; both are the faster of two turns.
+1 - cost(one channel per group) / cost(full). Times are of the processor, one thread; tracing is without the check at
+its end, which on the meta device compares shapes alone. Beside it stands what recording takes as a multiple of what
+torch.fx takes for the same (a copy, symbolic tracing, shapes by its interpreter), for the first network of a family;
+with --detail for all; "-" where it does not trace it.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Row:
         macs: prunable share of the macs, 0 ... 1.
         params: prunable share of the parameters, 0 ... 1.
         seconds: time to trace.
-        recording: that of recording alone.
-        symbolic: that of torch.fx for the same; None where it does not trace the network.
+        recording: that of recording alone; None where it is not compared.
+        symbolic: that of torch.fx for the same; None where it is not compared, or does not trace the network.
         reasons: why groups stay, and how many channels.
     """
 
@@ -69,23 +70,24 @@ class Row:
     macs: float
     params: float
     seconds: float
-    recording: float
+    recording: float | None
     symbolic: float | None
     reasons: dict[str, int]
 
 
-def measure(name: str) -> Row:
-    """Returns the row of one network."""
+def measure(name: str, *, compare: bool) -> Row:
+    """Returns the row of one network, compared with torch.fx if asked."""
     size = usual_size(name)
     model = build(name).to("meta")
     example = torch.zeros(1, 3, size, size, device="meta")
-    start = time.perf_counter()
+    start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsupportedOpWarning)
-        graph = trace_channels(model, example)
-    seconds = time.perf_counter() - start
+        graph = trace_channels(model, example, check=False)
+    seconds = time.process_time() - start
     widths = [[group.channels for group in graph.prunable], [1] * len(graph.prunable)]
     macs, params = graph.costs.macs(widths), graph.costs.params(widths)
+    symbolic = symbolic_seconds(model, example) if compare else None
     return Row(
         name=name,
         groups=len(graph.groups),
@@ -95,20 +97,17 @@ def measure(name: str) -> Row:
         macs=1 - macs[1] / macs[0],
         params=1 - params[1] / params[0],
         seconds=seconds,
-        recording=timed(lambda: trace_operations(model, example)),
-        symbolic=symbolic_seconds(model, example),
+        recording=None if symbolic is None else timed(lambda: trace_operations(model, example)),
+        symbolic=symbolic,
         reasons=reasons(graph),
     )
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Returns the seconds of the faster of two calls."""
-    taken: list[float] = []
-    for _ in range(2):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    """Returns the seconds of the processor that a call takes."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def symbolic_seconds(model: nn.Module, example: torch.Tensor) -> float | None:
@@ -158,17 +157,16 @@ def line(title: str, rows: list[Row], *, detail: bool) -> str:
         spread([100 * row.macs for row in rows], "{:.0f}"),
         spread([100 * row.params for row in rows], "{:.0f}"),
         spread([row.seconds for row in rows], "{:.1f}"),
-        beside([row for row in rows if row.symbolic is not None], len(rows)),
+        beside(rows),
         why.most_common(1)[0][0] if why else "",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def beside(rows: list[Row], count: int) -> str:
-    """Returns what recording takes as a multiple of torch.fx's time, and for how many networks if not for all."""
-    ratios = [row.recording / row.symbolic for row in rows if row.symbolic]
-    of = "" if len(rows) == count else f" ({len(rows)} of {count})"
-    return f"{spread(ratios, '{:.1f}')}{of}" if ratios else "not traced"
+def beside(rows: list[Row]) -> str:
+    """Returns what recording takes as a multiple of torch.fx's time, where both were measured."""
+    both = [(row.recording, row.symbolic) for row in rows if row.recording and row.symbolic]
+    return spread([ours / theirs for ours, theirs in both], "{:.1f}") if both else "-"
 
 
 def table(found: dict[str, list[Row]], *, detail: bool) -> str:
@@ -226,7 +224,7 @@ def main() -> None:
         for name in names:
             sys.stderr.write(f"{name}\n")
             if name not in known:
-                known[name] = measure(name)
+                known[name] = measure(name, compare=arguments.detail or name == names[0])
                 write(arguments.rows, known[name])
             rows.append(known[name])
         if rows:

@@ -195,9 +195,22 @@ def test_networks_too_large_are_counted_without_weights(name):
         )
 
 
+CLASSIFIERS = sorted(torchvision.models.list_models(module=torchvision.models))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_of_torchvision_can_lose_nearly_all_of_their_macs(name):
+    size = usual_size(name)
+    x = torch.zeros(1, 3, size, size, device="meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsupportedOpWarning)
+        graph = trace_channels(build(name).to("meta"), x, check=False)
+    assert shares(graph)[1] >= 0.95, [(group.name, group.fixed) for group in graph.groups]
+
+
 def test_all_classifiers_of_torchvision_are_here():
     here = {name for names in FAMILIES.values() for name in names if not name.startswith("timm/")}
-    classifiers = set(torchvision.models.list_models(module=torchvision.models))
+    classifiers = set(CLASSIFIERS)
     assert len(classifiers) >= 80
     assert here - classifiers == set(FAMILIES["FCN, DeepLabV3, LR-ASPP"])
     assert classifiers <= here
