@@ -12,7 +12,7 @@ from abcsearch.reporting.compare_drawings import compare_drawings
 from abcsearch.reporting.page import Page, Section, check_page, paragraph, table
 from abcsearch.reporting.plotting import cost_buttons, figure_of, layer_axis
 from abcsearch.reporting.tables import ends_text
-from abcsearch.reporting.words import COSTS, SERIES, cost_text, short_name, short_names
+from abcsearch.reporting.words import COSTS, SERIES, cost_text, ms_text, short_name, short_names
 from abcsearch.results.intervals import SHARES, difference_text, method_of
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.training.objectives import metric_text
@@ -127,7 +127,7 @@ def winner_cells(winners: Sequence[Winner]) -> list[list[str]]:
             _cost("macs", own.macs, own.macs_share),
             _cost("params", own.params, own.params_share),
         ]
-        row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
+        row += [ms_text(time.median_ms) for time in own.times] or ["-"] * len(times)
         row += [
             _both(metric, own.tests[metric]) + _bracket(metric, own) if metric in own.tests else "-"
             for metric in metrics
@@ -181,7 +181,7 @@ def short_cells(winners: Sequence[Winner]) -> list[list[str]]:
             _brief("macs", own.macs, own.macs_share),
             _brief("params", own.params, own.params_share),
         ]
-        row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
+        row += [ms_text(time.median_ms) for time in own.times] or ["-"] * len(times)
         if metric is not None:
             row.append(_tight(_both(metric, own.tests[metric])) if metric in own.tests else "-")
         rows.append(row)

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from abcsearch.errors import plural
-from abcsearch.reporting.words import change_text, cost_text, time_change, width_text
+from abcsearch.reporting.words import (
+    change_text,
+    cost_text,
+    ms_text,
+    time_change,
+    width_text,
+)
 from abcsearch.results.intervals import method_of
 from abcsearch.training.named import change_text as metric_change
 from abcsearch.training.named import is_share, metric_text
@@ -131,7 +137,7 @@ def _times(rows: Sequence[Row]) -> list[Line]:
         threads = f", {plural(first.threads, 'thread')}" if first.threads else ""
         cells = tuple(
             (
-                f"{time.median_ms:#.3g} ms ({time.low_ms:#.3g} to {time.high_ms:#.3g})",
+                f"{ms_text(time.median_ms)} ms ({ms_text(time.low_ms)} to {ms_text(time.high_ms)})",
                 "" if row is rows[0] else time_change(first, time),
             )
             for row, time in zip(rows, times, strict=True)
