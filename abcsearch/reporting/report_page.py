@@ -230,7 +230,7 @@ def _brackets(report: Report) -> str:
     """Returns how the intervals of the table are made."""
     metrics = dict.fromkeys(name for row in report.rows for name in row.intervals)
     hows = dict.fromkeys(method_of(metric) for metric in metrics)
-    return f" 95 % intervals: {'; '.join(hows)}." if hows else ""
+    return f" In brackets after fine-tuning: 95 % intervals ({'; '.join(hows)})." if hows else ""
 
 
 def _fitness(found: Gathered) -> Section:
