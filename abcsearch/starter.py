@@ -23,6 +23,7 @@ _CLASSES, _CHANNELS = (
     ("in_channels", "in_chans", "channels"),
 )
 _NUMBERED = ("torchvision.", "timm.")  # whose functions take num_classes by **kwargs
+_MILD = 0.7  # share of the MACs
 _LOOKED_AT = 20  # images whose size is looked at
 _SPLITS = ("train", "val", "valid", "validation", "test")
 # Data sets that say their classes
@@ -47,9 +48,9 @@ name = {data}  # a name of `abcsearch list datasets`, or package.module:function
 [budget]
 macs = {macs}  # share of the full network's multiply-accumulates; or params, flops, peak_activation, latency_ms
 
-# Which widths there are; these are the defaults.
+# Which widths there are{defaults}.
 [space]
-alpha = 0.9                    # the largest share of its channels that a layer keeps; 1.0: all may stay
+alpha = {alpha}                    # the largest share of its channels that a layer keeps; 1.0: all may stay
 step = 0.1                     # shares between
 levels = ["filter", "stage"]   # inside blocks, whole stages; "block": whole blocks may go
 # divisor = 8                  # widths in multiples of 8 are faster on many machines
@@ -133,6 +134,9 @@ def starter(wish: Wish, out: str = "config.toml") -> str:
     return _TEXT.format(
         out=out,
         trials=wish.trials,
+        # Beyond it layers that keep 0.9 at most leave MACs over
+        alpha=1.0 if wish.macs > _MILD else 0.9,
+        defaults="" if wish.macs > _MILD else "; these are the defaults",
         macs=wish.macs,
         model=_text(wish.model),
         model_lines="\n".join(_model_lines(wish, seen, options)),

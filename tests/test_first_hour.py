@@ -199,5 +199,11 @@ def test_init_does_not_blow_small_images_up(here, model, line):
     assert f"\n{line}" in text
 
 
+@pytest.mark.parametrize(("macs", "alpha"), [("0.5", "0.9"), ("0.8", "1.0")])
+def test_init_leaves_no_budget_over(here, macs, alpha):
+    assert call("init", "--model", "resnet20", "--data", "shapes", "--macs", macs).exit_code == 0
+    assert f"\nalpha = {alpha} " in (here / "config.toml").read_text()
+
+
 def plain():
     """A network without options."""
