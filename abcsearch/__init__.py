@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     from abcsearch.training.objectives import Objective as Objective
     from abcsearch.training.recipe import PRESETS as PRESETS
     from abcsearch.training.recipe import Recipe as Recipe
+    from abcsearch.training.refining import refine as refine
     from abcsearch.training.scoring import score as score
     from abcsearch.transforms.base import Applied as Applied
     from abcsearch.transforms.base import Transform as Transform
@@ -225,6 +226,7 @@ _HOME = {
     "Objective": "abcsearch.training.objectives",
     "PRESETS": "abcsearch.training.recipe",
     "Recipe": "abcsearch.training.recipe",
+    "refine": "abcsearch.training.refining",
     "score": "abcsearch.training.scoring",
     "CRITERIA": "abcsearch.channels.criteria",
     "DATASETS": "abcsearch.data.registry",

@@ -52,7 +52,10 @@ class Reach:
             f"{amount(self.name, *costs)} ({' to '.join(f'{100 * cost / (self.full or 1):.3g} %' for cost in costs)})"
             for costs in (ends, [self.smallest, self.largest])
         )
-        return f"{self.name} {'' if self.low else 'at most '}{asked}; this space reaches {reach}"
+        line = f"{self.name} {'' if self.low else 'at most '}{asked}; this space reaches {reach}"
+        unspent = self.largest < min(self.high, self.full)
+        more = "; no structure spends all of it: with alpha = 1 in [space] layers may keep all channels"
+        return f"{line}{more if unspent else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

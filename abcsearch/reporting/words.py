@@ -75,6 +75,15 @@ def cost_text(name: str, cost: float) -> str:
     return short_count(round(cost))
 
 
+def ms_text(milliseconds: float) -> str:
+    """Returns a duration in milliseconds with three digits, those before the point always: 0.620, 91.5, 145, 1,234."""
+    return (
+        f"{milliseconds:,.0f}"
+        if milliseconds >= 999.5
+        else f"{milliseconds:#.3g}".removesuffix(".")
+    )
+
+
 def change_text(before: float, after: float) -> str:
     """Returns a change in per cent of what was before: "-60.3 %", "+1.2 %", "0 %"."""
     if before == 0:

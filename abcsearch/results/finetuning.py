@@ -17,7 +17,7 @@ from abcsearch.results.finetuned_files import (
     unfinished,
     weights_names,
 )
-from abcsearch.results.intervals import packed
+from abcsearch.results.intervals import SHARES, packed, packed_draws
 from abcsearch.results.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.results.status import TUNING
 from abcsearch.runs.disk.weights import checkpoint_path, tensors_writer
@@ -322,6 +322,11 @@ def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: H
         "validation": training.scores,
         "best_epoch": training.best_epoch,
         **({} if tuned.hits is None else {"hits": packed(tuned.hits.numpy())}),
+        "resampled": {
+            metric: packed_draws(draws, len(run.result.task.data.test))
+            for metric, draws in tuned.resampled.items()
+            if metric not in SHARES
+        },
         "weights": {name: tensors_hash(state) for name, state in states.items()},
     }
     return put(

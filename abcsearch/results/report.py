@@ -13,7 +13,7 @@ from abcsearch.errors import escaped, plural
 from abcsearch.results.chained import known_chain
 from abcsearch.results.finetuned_files import problems
 from abcsearch.results.forward import BATCHES, measure_forward
-from abcsearch.results.intervals import SHARES, Difference, difference
+from abcsearch.results.intervals import SHARES, Difference, difference, ends_of
 from abcsearch.results.notes import notes_of
 from abcsearch.results.prepared_facts import prepared_facts
 from abcsearch.results.rows import Row
@@ -72,7 +72,7 @@ class Report:
         damaged: which files of fine-tuning are missing or damaged, and what to do.
         images: number of test images.
         differences: of the winner's metric after fine-tuning to that of every other network by the same recipe, where
-            it is a share of images.
+            it is known what they are worth.
         prepared: what was prepared before the search: names and values, its structures among the trials last; () where
             nothing was.
         chain: what the transforms of the config have made of the winner; None without any.
@@ -226,6 +226,7 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
             else _test(run, scores[structure.name], "after"),
             tests=tested_metrics(run, scores[structure.name]),
             otherwise=otherwise[structure.name],
+            intervals=test_intervals(run, scores[structure.name]),
             own=_own(scores[structure.name]),
         )
         for index, structure in enumerate(run.structures)
@@ -259,15 +260,16 @@ def _differences(
     run: FinishedRun, rows: Sequence[Row], scores: Mapping[str, dict[str, Any] | None]
 ) -> tuple[Difference, ...]:
     """Returns how the winner's accuracy after fine-tuning differs from the others', with what that is worth."""
-    if run.metric not in SHARES or rows[-1].after is None:
+    if rows[-1].after is None:
         return ()
     known = [
-        (row.network, row.after, (scores[row.network] or {}).get("hits"))
+        (row.network, row.after, scores[row.network] or {})
         for row in rows
-        if row.after is not None and 0 <= row.after <= 1
+        if row.after is not None and (run.metric not in SHARES or 0 <= row.after <= 1)
     ]
     images = len(run.result.task.data.test)
-    return tuple(difference(known[-1], other, images) for other in known[:-1])
+    each = (difference(run.metric, known[-1], other, images) for other in known[:-1])
+    return tuple(one for one in each if one is not None)
 
 
 def write_report(
@@ -331,6 +333,20 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
         if all(name in scores for scores in both.values()) and not (few and name == "top5")
     ]
     return {name: {when: float(scores[name]) for when, scores in both.items()} for name in known}
+
+
+def test_intervals(
+    run: FinishedRun, score: dict[str, Any] | None
+) -> dict[str, tuple[float, float]]:
+    """Returns the 95 % intervals of what `tested_metrics` has after fine-tuning, as far as they are known."""
+    if score is None:
+        return {}
+    images, resampled = len(run.result.task.data.test), score.get("resampled")
+    each = {
+        name: ends_of(name, values["after"], images, resampled)
+        for name, values in tested_metrics(run, score).items()
+    }
+    return {name: ends for name, ends in each.items() if ends is not None}
 
 
 def _title(run: FinishedRun) -> str:

@@ -17,7 +17,7 @@ from abcsearch.runs.chain_check import check_chain
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import KNOWN
 from abcsearch.runs.disk.shapes import winner_name
-from abcsearch.runs.disk.weights import load_checkpoint
+from abcsearch.runs.disk.weights import load_brought
 from abcsearch.runs.front import run_front
 from abcsearch.runs.header import as_begun, data_identity, write_header
 from abcsearch.runs.known_runs import found_known
@@ -249,7 +249,7 @@ def _drafted(config: RunConfig, folder: RunFolder, load: LoadData, *, weights: b
         and not folder.base.exists()
         and (weights or Path(checkpoint).exists())
     ):
-        load_checkpoint(model, checkpoint)
+        load_brought(model, checkpoint)
     return Task.of(model, data, config, trained=False, folder=folder)
 
 

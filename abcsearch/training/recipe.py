@@ -245,7 +245,7 @@ _BUILT_IN = {
         note=(
             "The code enlarges data to six times as many files before training; here a version is drawn for every "
             "image of a batch, so that an epoch is as long as the data are. Its second stage, labels that are refined, "
-            "is left out. For fine-tuning of what was pruned: distillation takes the full network."
+            "is abcsearch.refine. For fine-tuning of what was pruned: distillation takes the full network."
         ),
     ),
 }
