@@ -272,6 +272,7 @@ class DMCPOptions(TrainedOptions):
         chain_lr: highest learning rate of the chains.
         weight: of the distance of the expected cost from the budget, in logarithms.
         structures: how many the search begins with: the expected one, and the likeliest inside the budget.
+        blocks: whether blocks have chains, too, where the space has them; published: they have none, and all stay.
         recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
 
     Raises:
@@ -286,6 +287,7 @@ class DMCPOptions(TrainedOptions):
     chain_lr: float = setting(0.1, above=0)
     weight: float = setting(1.0, at_least=0)
     structures: int = setting(5, at_least=1, at_most=1000)
+    blocks: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
