@@ -307,7 +307,7 @@ class Marking(Sandwich):
         loss = super().step(images, labels, draws)
         if self.progress >= 0.5:
             if self._structure is not None:
-                which = torch.randint(len(self._structure), (len(images),), generator=draws)
+                which = self.crew.picked(len(labels), len(self._structure), draws)
                 batch = self._structure.part(which).loaded()
                 images, labels = batch.images.to(labels.device), batch.labels.to(labels.device)
             self._mark(images, labels)

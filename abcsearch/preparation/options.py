@@ -8,22 +8,24 @@ from typing import Any, ClassVar
 
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.records import problems, setting
-from abcsearch.training.recipe import Recipe, find_preset
+from abcsearch.training.recipe import Recipe, check_shared, find_preset
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrainedOptions:
-    """What options of preparations that train have in common; a subclass is a record with a field `recipe`.
+    """Options of all preparations that train.
 
     Attributes:
-        called: the name of the preparation, for messages.
-        usual: the recipe that changes are made to where none is named.
-        averaged: why a moving average of the weights does not do; "" where it does.
+        workers: processes of Ray Train that train together, each on its part of every batch, on the cluster of
+            execution.ray_address if there is one. Batch norms see their process's part, so it decides results.
     """
 
-    called: ClassVar[str]
-    usual: ClassVar[Recipe] = Recipe(lr=0.02)
-    averaged: ClassVar[str] = ""
-    recipe: Mapping[str, Any]
+    called: ClassVar[str]  # the name of the preparation, for messages
+    usual: ClassVar[Recipe] = Recipe(lr=0.02)  # that changes are made to where none is named
+    averaged: ClassVar[str] = ""  # why a moving average of the weights does not do
+
+    workers: int = setting(1, at_least=1, at_most=1024)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -40,6 +42,11 @@ class TrainedOptions:
         if self.training.ema and self.averaged:
             msg = f"{self.called}: ema = {self.training.ema} averages {self.averaged}; set it to 0"
             raise ConfigError(msg)
+        try:
+            check_shared(self.training.batch_size, self.workers)
+        except ConfigError as error:
+            msg = f"{self.called}: {error}"
+            raise ConfigError(msg) from error
 
     @property
     def training(self) -> Recipe:
@@ -77,7 +84,6 @@ class SlimmingOptions(TrainedOptions):
     strength: float = setting(1e-4, above=0)
     step: str = setting("proximal", words=("proximal", "subgradient"))
     start_gamma: float | None = setting(None, above=0)
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +113,6 @@ class SlimmableOptions(TrainedOptions):
     full_share: float = setting(0.5, above=0, below=1)
     distil: bool = True
     grow: float = setting(0.0, at_least=0, at_most=1)
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +136,6 @@ class PruningNetOptions(TrainedOptions):
     form: str = setting("residual", words=("residual", "low_rank", "published"))
     hidden: int = setting(32, at_least=1, at_most=4096)
     widths: str = setting("budget", words=("budget", "free", "uniform"))
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,6 @@ class GroupLassoOptions(TrainedOptions):
 
     strength: float = setting(1e-4, above=0)
     blocks: bool = True
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,6 @@ class SoftPruningOptions(TrainedOptions):
 
     structure: Sequence[int] | None = None
     criterion: str = setting("l2", words=("reader_l2", "l2", "l1", "fpgm"))
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Checks the values, and turns a list (TOML, JSON) into a tuple."""
@@ -210,7 +212,6 @@ class VariationalOptions(TrainedOptions):
 
     prior: float = setting(0.1, above=0)
     strength: float = setting(1.0, above=0)
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,6 @@ class AutoPrunerOptions(TrainedOptions):
     sharpest: float = setting(100.0, above=1)
     decide: float = setting(0.6, above=0, at_most=1)
     gate_lr: float = setting(0.02, above=0)
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +258,6 @@ class TaylorIterativeOptions(TrainedOptions):
     batches: int = setting(30, at_least=1)
     at_once: int = setting(100, at_least=1)
     memory: float = setting(0.9, at_least=0, below=1)
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +287,6 @@ class DMCPOptions(TrainedOptions):
     weight: float = setting(1.0, at_least=0)
     structures: int = setting(5, at_least=1, at_most=1000)
     blocks: bool = True
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +313,6 @@ class IterateOptions(TrainedOptions):
     epochs: int | None = setting(None, at_least=1)
     searcher: Mapping[str, Any] | str = "threshold"
     trials: int = setting(50, at_least=1)
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Checks the values."""

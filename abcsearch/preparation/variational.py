@@ -90,7 +90,7 @@ class Variational(Preparation):
         trained = trainer.train(lesson, recipe, name="variational")
         means, ratios = lesson.scores(task.graph)
         lesson.fold()
-        cut = threshold_cut(ratios, task)
+        cut = threshold_cut(ratios, task.constraint)
         values = np.concatenate([values_of[np.isfinite(values_of)] for values_of in means])
         facts = {
             "epochs": recipe.epochs,
