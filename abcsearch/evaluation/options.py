@@ -117,6 +117,8 @@ class ShortTrainingOptions(ScoringOptions):
         fresh_norms: batch norms begin anew instead of inheriting, as in ABCPruner's published code.
         fresh_weights: all weights do, drawn from the evaluation's seed: a training from the beginning, as in network
             adjustment.
+        dropout: share of the channels of the last layer that are silent at the end of the training, in [0, 0.5]; fewer
+            before, and in layers before it (`Dropout`). Published for network adjustment: 0.05, as is `noise`.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -134,6 +136,7 @@ class ShortTrainingOptions(ScoringOptions):
     flip: bool = False
     fresh_norms: bool = False
     fresh_weights: bool = False
+    dropout: float = setting(0.0, at_least=0, at_most=0.5)
 
     def __post_init__(self) -> None:
         """Checks the values."""
