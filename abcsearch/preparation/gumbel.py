@@ -105,7 +105,7 @@ class Logits(nn.Module):
         return one + (soft - soft.detach())
 
     def probabilities(self) -> list[NDArray[np.float64]]:
-        """Returns the probabilities of the choices of each row."""
+        """Returns the probabilities of the choices of each row, (n_choices,) each."""
         every = self.logs().detach().double().exp().cpu()
         return [
             row[exists.cpu()].numpy() / float(row.sum())
