@@ -143,13 +143,13 @@ class ShortTrainingOptions(ScoringOptions):
         super().__post_init__()
         self.recipe()
 
-    def recipe(self, shrink: int = 1) -> Recipe:
-        """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
+    def recipe(self, batch_divisor: int = 1) -> Recipe:
+        """Returns the recipe of the training loop, with the batch size divided by `batch_divisor`."""
         names = {option.name for option in fields(self)}
         values: dict[str, Any] = {
             f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in names
         }
-        values["batch_size"] = max(1, self.batch_size // shrink)
+        values["batch_size"] = max(1, self.batch_size // batch_divisor)
         return Recipe(**values)
 
 

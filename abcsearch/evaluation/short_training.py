@@ -53,7 +53,7 @@ class ShortTraining(SlicedEvaluator):
             check_renewable(source.model, "set fresh_weights = false")
         super().__init__(source, data, options)
 
-    def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+    def prepare(self, network: nn.Module, seed: int, batch_divisor: int) -> None:
         """Trains the network."""
         if self.options.fresh_weights:
             renew(network, seed)
@@ -64,7 +64,9 @@ class ShortTraining(SlicedEvaluator):
         train(
             self._lesson(network),
             self.data.train,
-            fitted(self.options.recipe(shrink), len(self.data.train)),  # of which it was told once
+            fitted(
+                self.options.recipe(batch_divisor), len(self.data.train)
+            ),  # of which it was told once
             seed=seed,
             stream="short training",
             steps=self.options.steps,

@@ -52,7 +52,7 @@ def measured(folder: Path, opened: Open, before: Link | None, data: Data) -> dic
     )
     network = opened(folder, bare)
     tally = Tally(goal := find_objective(data.objective), kept=goal.headline)
-    tally.take(network, data.test)
+    tally.add(network, data.test)
     values = tally.values()
     shares = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
     packed_file = folder / "model.compressed"

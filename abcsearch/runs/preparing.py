@@ -104,7 +104,7 @@ def prepared(
     if preparation is None:
         return task
     if not (folder.path / RECORD).exists():
-        _make(folder, settings, task, preparation, progress)
+        _prepare_into(folder, settings, task, preparation, progress)
     ready = opened(folder, settings, task, preparation)
     if settings.searcher.name == "given" and not (
         ready.starts or settings.searcher.options.get("initial")
@@ -115,7 +115,7 @@ def prepared(
     return ready
 
 
-def _make(
+def _prepare_into(
     folder: RunFolder,
     settings: SearchSettings,
     task: Task,
