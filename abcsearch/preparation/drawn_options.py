@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from abcsearch.channels.named import CRITERIA, names_of
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
@@ -48,6 +48,7 @@ class TASOptions(TrainedOptions):
     coldest: float = setting(0.1, above=0, at_most="hottest")
     structures: int = setting(5, at_least=1, at_most=1000)
     weights: str = setting("brought", words=("brought", "trained"))
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ class LFPCOptions(TrainedOptions):
     logit_lr: float = setting(0.1, above=0)
     hottest: float = setting(5.0, above=0)
     coldest: float = setting(0.5, above=0, at_most="hottest")
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Checks the values, and turns lists (TOML, JSON) into tuples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.records import problems, setting
@@ -23,9 +23,11 @@ class TrainedOptions:
     called: ClassVar[str]  # the name of the preparation, for messages
     usual: ClassVar[Recipe] = Recipe(lr=0.02)  # that changes are made to where none is named
     averaged: ClassVar[str] = ""  # why a moving average of the weights does not do
+    LATER: ClassVar[tuple[str, ...]] = ("workers",)  # options that the first runs have not recorded
 
     workers: int = setting(1, at_least=1, at_most=1024)
-    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    if TYPE_CHECKING:  # the last field of every subclass
+        recipe: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -84,6 +86,7 @@ class SlimmingOptions(TrainedOptions):
     strength: float = setting(1e-4, above=0)
     step: str = setting("proximal", words=("proximal", "subgradient"))
     start_gamma: float | None = setting(None, above=0)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,7 @@ class SlimmableOptions(TrainedOptions):
     full_share: float = setting(0.5, above=0, below=1)
     distil: bool = True
     grow: float = setting(0.0, at_least=0, at_most=1)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,7 @@ class PruningNetOptions(TrainedOptions):
     form: str = setting("residual", words=("residual", "low_rank", "published"))
     hidden: int = setting(32, at_least=1, at_most=4096)
     widths: str = setting("budget", words=("budget", "free", "uniform"))
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +164,7 @@ class GroupLassoOptions(TrainedOptions):
 
     strength: float = setting(1e-4, above=0)
     blocks: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +187,7 @@ class SoftPruningOptions(TrainedOptions):
 
     structure: Sequence[int] | None = None
     criterion: str = setting("l2", words=("reader_l2", "l2", "l1", "fpgm"))
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Checks the values, and turns a list (TOML, JSON) into a tuple."""
@@ -212,6 +219,7 @@ class VariationalOptions(TrainedOptions):
 
     prior: float = setting(0.1, above=0)
     strength: float = setting(1.0, above=0)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +244,7 @@ class AutoPrunerOptions(TrainedOptions):
     sharpest: float = setting(100.0, above=1)
     decide: float = setting(0.6, above=0, at_most=1)
     gate_lr: float = setting(0.02, above=0)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +267,7 @@ class TaylorIterativeOptions(TrainedOptions):
     batches: int = setting(30, at_least=1)
     at_once: int = setting(100, at_least=1)
     memory: float = setting(0.9, at_least=0, below=1)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +289,7 @@ class DMCPOptions(TrainedOptions):
     """
 
     called: ClassVar[str] = "dmcp"
+    LATER: ClassVar[tuple[str, ...]] = ("workers", "blocks")
 
     networks: int = setting(4, at_least=2, at_most=64)
     full_share: float = setting(0.5, above=0, below=1)
@@ -287,6 +298,7 @@ class DMCPOptions(TrainedOptions):
     weight: float = setting(1.0, at_least=0)
     structures: int = setting(5, at_least=1, at_most=1000)
     blocks: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +325,7 @@ class IterateOptions(TrainedOptions):
     epochs: int | None = setting(None, at_least=1)
     searcher: Mapping[str, Any] | str = "threshold"
     trials: int = setting(50, at_least=1)
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         """Checks the values."""
