@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -128,6 +128,9 @@ bench-criteria: $(VENV)/.installed ## what each criterion is worth, with and wit
 
 bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as fine-tuning would (half an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.fitness $(ARGS)
+
+bench-gpu: $(VENV)/.installed-dev $(VENV)/.installed-bench ## what only a GPU shows, in ten minutes; ARGS="--data FOLDER --weights FILE", ARGS=--tiny on a CPU
+	@$(THREADS) $(BIN)/python -m experiments.gpu $(ARGS)
 
 bench-old-runs: $(VENV)/.installed ## how soon a run of 200 000 trials is looked at and goes on (3 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.old_runs $(ARGS)

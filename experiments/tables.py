@@ -19,6 +19,7 @@ from filelock import FileLock
 from abcsearch import export, load
 from abcsearch.channels.latency import torch_threads
 from abcsearch.errors import ConfigError
+from abcsearch.files import replace_file
 from abcsearch.runs.base import train_base
 from abcsearch.runs.disk.weights import checkpoint_path
 
@@ -35,6 +36,15 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
     """Returns mean and standard deviation, over seeds."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def into_page(page: Path, name: str, text: str) -> None:
+    """Writes a text into a Markdown file, between the lines `<!-- NAME -->` and `<!-- /NAME -->`, if it has them."""
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    old = page.read_text() if page.exists() else ""
+    if first in old and last in old:
+        before, after = old.partition(first)[0], old.partition(last)[2]
+        replace_file(page, lambda path: path.write_text(f"{before}{first}\n{text}\n{last}{after}"))
 
 
 def processors() -> str:

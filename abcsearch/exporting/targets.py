@@ -122,7 +122,7 @@ def _is_ours(plan: Path) -> bool:
     """Returns whether a file is the plan of an export; a damaged one is not."""
     try:
         plain = json.loads(plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return (
         isinstance(plain, dict) and {"format", "constructor", "layers", "tensors"} <= plain.keys()

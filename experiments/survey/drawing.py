@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
 from abcsearch.errors import ConfigError
-from abcsearch.files import replace_file
 from abcsearch.results.intervals import wilson
 from experiments.survey.methods import KINDS, METHODS
-from experiments.tables import cell
+from experiments.tables import cell, into_page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,12 +174,8 @@ def written(results: Results, page: Path) -> str:
         reasons = "; ".join(f"{row['method']}: {row['skipped']}" for row in results.rows)
         msg = f"no method of {results.file} could be run: {reasons}"
         raise ConfigError(msg)
-    text, name = f"{table(results.rows)}\n\n{footer(results)}", results.file.stem
-    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
-    old = page.read_text() if page.exists() else ""
-    if first in old and last in old:
-        before, after = old.partition(first)[0], old.partition(last)[2]
-        replace_file(page, lambda path: path.write_text(f"{before}{first}\n{text}\n{last}{after}"))
+    text = f"{table(results.rows)}\n\n{footer(results)}"
+    into_page(page, results.file.stem, text)
     return text
 
 

@@ -238,10 +238,11 @@ TUNED: dict[str, dict[str, tuple[str, ...]]] = {
         "iterate, search": ("prepare.trials=40",),
     },
     "resnet20": {
-        "slimming": ("prepare.strength=0.0005",),
-        "SSL": ("prepare.strength=0.002",),
-        "taylor_iterative": ("prepare.batches=30", "prepare.at_once=10"),
-        "iterate, search": ("prepare.trials=100",),
+        "slimming": ("prepare.strength=0.007",),
+        "SSL": ("prepare.strength=0.035",),
+        "AutoPruner": ("prepare.gate_lr=0.1",),
+        "taylor_iterative": ("prepare.batches=10", "prepare.at_once=10"),
+        "iterate, search": ("prepare.trials=60",),
     },
 }
 

@@ -232,7 +232,7 @@ def test_frozen_networks_and_networks_without_numbers():
         gate(model, graph, [values.to("meta") for values in gates])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_gates_on_another_device():
     model, graph = chain()
     gates = [torch.rand(group.channels) for group in graph.prunable]

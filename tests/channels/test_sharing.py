@@ -209,7 +209,7 @@ def test_networks_without_numbers_are_shared_as_well(residual):
     assert functional_call(skeleton, tensors, (images().to("meta"),)).shape == (2, 5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_networks_on_another_device(residual):
     model, graph, ranking = residual
     model = copy.deepcopy(model).cuda()

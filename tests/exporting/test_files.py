@@ -406,7 +406,7 @@ def test_a_fine_tuned_export_goes_through_a_folder_unchanged(tmp_path):
     assert made.size == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["safetensors", *FORMATS])
 def test_a_network_on_a_gpu_is_exported_for_the_cpu_and_stays_where_it_is(tmp_path, kind):
     network = small().cuda()

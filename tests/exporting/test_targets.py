@@ -66,6 +66,14 @@ def test_an_export_whose_plan_is_lost_is_written_again(tmp_path):
     load(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "{"])
+def test_what_holds_another_plan_is_not_overwritten(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ExportError, match=r"plan.json would be overwritten"):
+        written(tmp_path)
+    assert (tmp_path / "plan.json").read_text() == text
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

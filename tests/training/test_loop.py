@@ -339,7 +339,7 @@ def test_device_and_precision_are_checked():
             pytest.param(
                 "cuda",
                 name,
-                marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+                marks=pytest.mark.gpu,
             )
             for name in ("float32", "tf32", "bf16")
         ),
