@@ -44,15 +44,15 @@ class Costs(Protocol):
     """Closed-form costs of many structures at once; every method maps (n, n_dims) integers to (n,) int64."""
 
     def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns multiply-accumulates, batch 1."""
+        """Returns multiply-accumulates, batch 1, of structures, (n, n_dims) to (n,)."""
         ...
 
     def flops(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns floating-point operations by the survey's count, batch 1."""
+        """Returns floating-point operations by the survey's count, batch 1, (n, n_dims) to (n,)."""
         ...
 
     def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """Returns the number of parameters."""
+        """Returns the number of parameters, (n, n_dims) to (n,)."""
         ...
 
 

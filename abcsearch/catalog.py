@@ -107,7 +107,9 @@ def _evaluator(name: str) -> Entry:
 def _preparation(name: str) -> Entry:
     entry = PREPARATIONS.find(name)
     options = _options(entry.options)
-    text = _whole([_doc(entry.make), _doc(entry.options)], options, *_records(entry.options))
+    # Options that preparations share come last
+    records = [kind for kind in entry.options.__mro__ if is_dataclass(kind)]
+    text = _whole(map(_doc, [entry.make, *records]), options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)
     return Entry(
         name=name, description=description, options=options, source=entry.source, text=text

@@ -82,7 +82,7 @@ class Flow:
         return times if self.shared else -(-times // self.batch)
 
     def fresh(self, count: int, producer: str = "") -> NDArray[np.int64]:
-        """Returns `count` new positions; `producer` is the path of the module that computes them."""
+        """Returns `count` new positions, (count,); `producer` is the path of the module that computes them."""
         positions = np.arange(self.count, self.count + count, dtype=np.int64)
         self.count += count
         if producer:
@@ -100,7 +100,7 @@ class Flow:
         self._ties.append((a, b, residual))
 
     def fix(self, positions: NDArray[np.int64], reason: str) -> None:
-        """Says that these positions cannot be removed, and why; the first reason given is the one shown."""
+        """Says that some positions, (n,), cannot be removed, and why; the first reason given is the one shown."""
         self._reasons.append((positions, reason))
 
     def freeze(self, parameter: str, reason: str) -> None:
@@ -142,7 +142,7 @@ class Flow:
         return self._written[path, name]
 
     def counted(self, tensor: str, axis: int) -> NDArray[np.int64]:
-        """Returns positions that stand for the length of an axis of a parameter or buffer, which forward reads."""
+        """Returns positions, (length,), that stand for the length of an axis of a tensor which forward reads."""
         positions = self.fresh(self.sizes[tensor][axis])
         if axis > 1:
             self._lengths[id(positions)] = positions

@@ -53,7 +53,7 @@ class Count:
 
     @classmethod
     def of(cls, positions: NDArray[np.int64]) -> Count:
-        """Returns the number of channels kept among positions."""
+        """Returns the number of channels kept among positions, (n,)."""
         return cls(Fraction(0), ((Fraction(1), positions),))
 
     @property
@@ -138,7 +138,7 @@ class Operand:
 
     @property
     def touched(self) -> list[NDArray[np.int64]]:
-        """The positions of all channels that it depends on."""
+        """The positions, (n,) each, of all channels that it depends on."""
         own = [norm.positions for norm in self.pooled]
         own += [] if self.layout is None else [self.layout.positions]
         counted = [

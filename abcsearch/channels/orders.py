@@ -39,7 +39,7 @@ class Ranking:
 
     @cached_property
     def orders(self) -> tuple[NDArray[np.int64], ...]:
-        """Per prunable group, the channels from best to worst; equal scores in ascending order of the channel."""
+        """Per prunable group (channels,) int64, from best to worst; equal scores in ascending order of the channel."""
         return tuple(np.argsort(-scores, kind="stable") for scores in self.scores)
 
     def kept(self, group: int, width: int, criterion: int = 0) -> NDArray[np.int64]:

@@ -139,7 +139,7 @@ class Plan:
         return np.cumsum((0, *self.channels)).tolist()
 
     def flags(self, widths: Sequence[int], ranking: Ranking) -> NDArray[np.bool_]:
-        """Returns which channels are kept, counted over all prunable groups; one more, True, is for entries of none."""
+        """Returns which channels of all prunable groups are kept, (channels + 1,) bool; the last, True, is of no group."""
         flags, orders = np.ones(self.starts[-1] + 1, dtype=bool), ranking.orders
         for index, (channels, width, start) in enumerate(
             zip(self.channels, widths, self.starts, strict=False)

@@ -97,7 +97,7 @@ def hardest(labels: torch.Tensor) -> torch.Tensor:
 
 
 def select(rows: Inputs, indices: torch.Tensor) -> Inputs:
-    """Returns the rows at the given positions of what lies in memory."""
+    """Returns the rows at the given positions, (m,) int64, of what lies in memory."""
     return rows[indices] if isinstance(rows, Example) else rows.index_select(0, indices)
 
 
@@ -143,7 +143,7 @@ def own_share(batch_size: int, share: tuple[int, int]) -> slice:
 
 
 def check_classification(labels: torch.Tensor) -> None:
-    """Raises DataError unless labels are those of a classification: one class number per image."""
+    """Raises DataError unless labels are those of a classification: one class number per image, (n,) int64."""
     if labels.dtype != torch.int64 or labels.ndim != 1:
         msg = (
             f"labels of a classification are (n,) int64, found {tuple(labels.shape)} {labels.dtype}; say what they are "

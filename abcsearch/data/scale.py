@@ -61,7 +61,7 @@ class Scale:
         return values
 
     def undo(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns the values in [0, 1] that float32 inputs, as they lie in memory, were made from."""
+        """Returns the values in [0, 1] that float32 inputs, as they lie in memory, were made from, in their shape."""
         if not self.mean:
             return rows
         return rows * _constant(self.std, rows) + _constant(self.mean, rows)

@@ -192,7 +192,7 @@ class Split(Images):
         return sizes if isinstance(sizes, dict) else tuple(sizes)
 
     def part(self, indices: torch.Tensor) -> Split:
-        """Returns the images at the given positions."""
+        """Returns the images at the given positions, (m,) int64, in memory as they are."""
         indices = indices.to(self.images.device)
         return Split._of(
             select(self.rows, indices), self.labels.index_select(0, indices), self.scale

@@ -112,7 +112,7 @@ class Stream(Images):
         return cores if self.workers is None else min(self.workers, cores)
 
     def part(self, indices: torch.Tensor) -> Stream:
-        """Returns the images at the given positions."""
+        """Returns the images at the given positions, (m,) int64."""
         return replace(self, labels=self.labels[indices], indices=self._indices[indices])
 
     def where(self, position: int) -> str:

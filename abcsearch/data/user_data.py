@@ -152,27 +152,42 @@ def _item(source: Any, index: int, where: str, inputs: tuple[str, ...]) -> tuple
 def _named(
     item: Mapping[str, Any], where: str, index: int, inputs: tuple[str, ...]
 ) -> tuple[Any, Any]:
-    """Returns image and label of an item that names them; of several inputs a dict of these; boxes are a label."""
-    if "boxes" in item:
-        target = {key: item[key] for key in TARGET_KEYS if key in item}
-        item = {
-            **{key: value for key, value in item.items() if key not in target},
-            "target": target,
-        }
-    image, label = (
-        next((key for key in names if key in item), None) for names in (_IMAGES, _LABELS)
-    )
+    """Returns image and label of an item that names them; of several inputs a dict of these; boxes are a label.
+
+    Args:
+        item: of a data set.
+        where: the data set, for messages.
+        index: of the item, likewise.
+        inputs: the names that are asked for; none: whatever there is.
+    """
+    item = _with_boxes_as_label(item)
+    image, label = _first_of(_IMAGES, item), _first_of(_LABELS, item)
     missing = [name for name in inputs if name not in item]
     if missing:
         msg = f"{where} has no {', '.join(missing)} among the item at {index} ({', '.join(map(str, item))}), which "
         raise DataError(f"{msg}inputs = {list(inputs)} asks for; have every item hold all of them")
-    several = inputs or [name for name in item if name != label and image is None]
-    if label is not None and (inputs or len(several) > 1):
+    if label is not None and inputs:
+        return {name: item[name] for name in inputs}, item[label]
+    if label is not None and image is not None:
+        return item[image], item[label]
+    several = [name for name in item if name != label]
+    if label is not None and len(several) > 1:
         return {name: item[name] for name in several}, item[label]
-    if image is None or label is None:
-        msg = f"{where} has items (image, label), or named image and label, found {', '.join(map(str, item))} at {index}"
-        raise DataError(msg)
-    return item[image], item[label]
+    msg = f"{where} has items (image, label), or named image and label, found {', '.join(map(str, item))} at {index}"
+    raise DataError(msg)
+
+
+def _with_boxes_as_label(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns an item in which boxes, and what belongs to them, are one label, `target`; others as they are."""
+    if "boxes" not in item:
+        return item
+    target = {key: item[key] for key in TARGET_KEYS if key in item}
+    return {**{key: item[key] for key in item if key not in target}, "target": target}
+
+
+def _first_of(names: Sequence[str], item: Mapping[str, Any]) -> str | None:
+    """Returns the first of some names that an item has; None without one."""
+    return next((name for name in names if name in item), None)
 
 
 def _image(image: Any) -> Any:  # noqa: ANN401 - whatever a Dataset returns

@@ -73,13 +73,15 @@ class AdaptiveBN(SlicedEvaluator):
         if self._calibration is not None:
             self._calibration = self._calibration.to(self.device)
 
-    def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+    def prepare(self, network: nn.Module, seed: int, batch_divisor: int) -> None:
         """Re-estimates the statistics."""
         del seed
         if self._calibration is not None:
             images = self._calibration.images
             calibrate(
-                network, images, batch_size=min(self.options.batch_size, len(images)) // shrink
+                network,
+                images,
+                batch_size=min(self.options.batch_size, len(images)) // batch_divisor,
             )
 
 

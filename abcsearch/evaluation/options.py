@@ -117,6 +117,8 @@ class ShortTrainingOptions(ScoringOptions):
         fresh_norms: batch norms begin anew instead of inheriting, as in ABCPruner's published code.
         fresh_weights: all weights do, drawn from the evaluation's seed: a training from the beginning, as in network
             adjustment.
+        dropout: share of the channels of the last layer that are silent at the end of the training, in [0, 0.5]; fewer
+            before, and in layers before it (`Dropout`). Published for network adjustment: 0.05, as is `noise`.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -134,19 +136,20 @@ class ShortTrainingOptions(ScoringOptions):
     flip: bool = False
     fresh_norms: bool = False
     fresh_weights: bool = False
+    dropout: float = setting(0.0, at_least=0, at_most=0.5)
 
     def __post_init__(self) -> None:
         """Checks the values."""
         super().__post_init__()
         self.recipe()
 
-    def recipe(self, shrink: int = 1) -> Recipe:
-        """Returns the recipe of the training loop, with the batch size divided by `shrink`."""
+    def recipe(self, batch_divisor: int = 1) -> Recipe:
+        """Returns the recipe of the training loop, with the batch size divided by `batch_divisor`."""
         names = {option.name for option in fields(self)}
         values: dict[str, Any] = {
             f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in names
         }
-        values["batch_size"] = max(1, self.batch_size // shrink)
+        values["batch_size"] = max(1, self.batch_size // batch_divisor)
         return Recipe(**values)
 
 

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from abcsearch.channels.renewing import check_renewable, renew
+from abcsearch.evaluation.dropout import Dropout
 from abcsearch.evaluation.options import ShortTrainingOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator
+from abcsearch.evaluation.utilisation import again_traced
 from abcsearch.training.checks import check_images, fitted
+from abcsearch.training.lesson import Supervised
 from abcsearch.training.loop import train
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class ShortTraining(SlicedEvaluator):
             check_renewable(source.model, "set fresh_weights = false")
         super().__init__(source, data, options)
 
-    def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+    def prepare(self, network: nn.Module, seed: int, batch_divisor: int) -> None:
         """Trains the network."""
         if self.options.fresh_weights:
             renew(network, seed)
@@ -59,11 +62,20 @@ class ShortTraining(SlicedEvaluator):
                 if isinstance(module, _NORMS):
                     module.reset_parameters()
         train(
-            network,
+            self._lesson(network),
             self.data.train,
-            fitted(self.options.recipe(shrink), len(self.data.train)),  # of which it was told once
+            fitted(
+                self.options.recipe(batch_divisor), len(self.data.train)
+            ),  # of which it was told once
             seed=seed,
             stream="short training",
-            objective=self.data.objective,
             steps=self.options.steps,
         )
+
+    def _lesson(self, network: nn.Module) -> Supervised:
+        """Returns what a network is taught."""
+        objective = self.data.objective
+        if not self.options.dropout:
+            return Supervised(network, objective=objective)
+        graph = again_traced(network, self.data)
+        return Dropout(network, graph, rate=self.options.dropout, objective=objective)

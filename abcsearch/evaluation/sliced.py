@@ -137,13 +137,13 @@ class SlicedEvaluator(ABC):
         self._settle()
 
     @abstractmethod
-    def prepare(self, network: nn.Module, seed: int, shrink: int) -> None:
+    def prepare(self, network: nn.Module, seed: int, batch_divisor: int) -> None:
         """Makes the network of a candidate ready to be scored, in place.
 
         Args:
             network: on the device, channels_last.
             seed: of the evaluation.
-            shrink: batch sizes are divided by it.
+            batch_divisor: batch sizes are divided by it.
         """
 
     def build(self, candidate: Candidate, seed: int = 0) -> nn.Module:
@@ -151,11 +151,11 @@ class SlicedEvaluator(ABC):
         with computing(self.device, precision=self.options.precision, threads=self.options.threads):
             return self._build(candidate, seed, 1).cpu()
 
-    def _build(self, candidate: Candidate, seed: int, shrink: int) -> nn.Module:
+    def _build(self, candidate: Candidate, seed: int, batch_divisor: int) -> nn.Module:
         network = self.source.network(candidate, seed)
         # The layout decides the order of summation: one for all, whichever the trained network has in this process.
         laid_out(network)
-        self.prepare(network, seed, shrink)
+        self.prepare(network, seed, batch_divisor)
         return network.eval()
 
     @cached_property
@@ -191,7 +191,7 @@ class SlicedEvaluator(ABC):
 
     def __call__(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns fitness and metrics on search-validation; a metric that is not finite is a failure."""
-        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink))
+        return _once_more(lambda batch_divisor: self._evaluation(candidate, seed, batch_divisor))
 
     def race(self, candidate: Candidate, seed: int, bar: float) -> Evaluation:
         """Returns the same, of the images up to the end of the stage in which fitness is clearly below a bar.
@@ -204,7 +204,9 @@ class SlicedEvaluator(ABC):
         Returns:
             Metrics as `Racer` says.
         """
-        return _once_more(lambda shrink: self._evaluation(candidate, seed, shrink, bar))
+        return _once_more(
+            lambda batch_divisor: self._evaluation(candidate, seed, batch_divisor, bar)
+        )
 
     def in_full(self, candidate: Candidate, seed: int) -> Evaluation:
         """Returns the same on all of search-validation, where `validation_images` are fewer, too."""
@@ -212,20 +214,20 @@ class SlicedEvaluator(ABC):
             return self.race(candidate, seed, -math.inf)
         every = self.data.validation
         return _once_more(
-            lambda shrink: self._evaluation(candidate, seed, shrink, -math.inf, every)
+            lambda batch_divisor: self._evaluation(candidate, seed, batch_divisor, -math.inf, every)
         )
 
     def _evaluation(
         self,
         candidate: Candidate,
         seed: int,
-        shrink: int,
+        batch_divisor: int,
         bar: float | None = None,
         images: Split | None = None,
     ) -> Evaluation:
         with computing(self.device, precision=self.options.precision, threads=self.options.threads):
-            network = self._build(candidate, seed, shrink)
-            tally = self._scored(network, shrink, bar, images)
+            network = self._build(candidate, seed, batch_divisor)
+            tally = self._scored(network, batch_divisor, bar, images)
             diagnostics = self._diagnosed(network, candidate, seed)
         metrics = tally.means()
         costs = self.source.graph.costs
@@ -261,21 +263,24 @@ class SlicedEvaluator(ABC):
         )
 
     def _scored(
-        self, network: nn.Module, shrink: int, bar: float | None, images: Split | None
+        self, network: nn.Module, batch_divisor: int, bar: float | None, images: Split | None
     ) -> Tally:
         """Returns the metrics on some images, or on those of each stage until the bar is out of reach."""
-        tally, size = Tally(self._objective, self.metric), scoring_batch(self.device) // shrink
+        tally, size = (
+            Tally(self._objective, self.metric),
+            scoring_batch(self.device) // batch_divisor,
+        )
         stages, shown = self._stages, self._validation
         if images is not None:
             stages, shown = (torch.arange(len(images)),), images
         full = self._full if images is None else self._outputs(images)
         if not stages:
-            tally.take(network, shown, full=full, batch_size=size)
+            tally.add(network, shown, full=full, batch_size=size)
         for stage in stages:
             # Copied, and moved to the device, a batch at a time
             for positions in stage.split(size):
                 theirs = None if full is None else full[positions]
-                tally.take(network, shown.part(positions), full=theirs, batch_size=size)
+                tally.add(network, shown.part(positions), full=theirs, batch_size=size)
             if self._is_lost(tally, bar):
                 break
         return tally

@@ -99,8 +99,9 @@ def utilisation(  # noqa: PLR0913 - of what, on what, and how
     Returns:
         By name of dimension; those whose channels cannot be found again in the network are left out.
     """
-    traced = _traced(network, data)
-    if traced is None:
+    try:
+        traced = again_traced(network, data)
+    except TraceError:
         return {}
     wanted = rates(graph, candidate, base)
     groups = {
@@ -134,15 +135,12 @@ def _batches(images: Split) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(chunk.images, chunk.labels) for chunk in loaded]
 
 
-def _traced(network: nn.Module, data: Data) -> ChannelGraph | None:
-    """Returns the channel groups of the network of a candidate; None if they cannot be found."""
+def again_traced(network: nn.Module, data: Data) -> ChannelGraph:
+    """Returns the channel groups of the network of a candidate; raises TraceError if they cannot be found."""
     # What there is to warn of has been said of the network that it was cut out of
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            return trace_channels(copy.deepcopy(network).cpu().eval(), data.example, check=False)
-        except TraceError:
-            return None
+        return trace_channels(copy.deepcopy(network).cpu().eval(), data.example, check=False)
 
 
 def _again(graph: ChannelGraph, own: ChannelGraph, candidate: Candidate) -> dict[str, int]:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.front_settings import Front
     from abcsearch.runs.settings import RunConfig, SpaceOptions
     from abcsearch.runs.task import Task
+    from abcsearch.runs.timing import Estimate
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
 
@@ -109,57 +110,23 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
     """Returns what `run_config` would do in a folder."""
     config = as_begun(config, folder)
     task, roles = prepare(config, folder, weights=False)
-    held = (
-        held_header(folder, config, config_identity(config, task.data))
-        if folder.path.exists()
-        else None
-    )
-    rounds = (
-        roles.searcher.needs_results
-        and config.execution.schedule == "rounds"
-        and not config.execution.window
-    )
-    searcher = roles.searcher
-    # It is given its structures later
-    if config.searcher.name == "given" and config.prepare is not None:
-        searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
+    held = _held_notes(config, folder, task)
+    batch, candidate, unheard = _first_batch(config, task, roles.searcher)
     mapped = _mapped(config, folder, task, roles.searcher)
-    doing("timing an evaluation")
-    candidate, batch = _first(searcher, config.n_trials if rounds else 1)
-    unheard = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
-    learns = not rounds or batch < config.n_trials
-    batch = batch if rounds else config.n_trials
     workers, crowded = _workers(config)
-    evaluation = evaluation_time(task, config, candidate, patience)
-    pruned = task.source.network(candidate)
-    doing("timing fine-tuning")
-    tuning = [
-        training_time(task, network, config.finetune, patience) for network in (task.base, pruned)
-    ]
-    doing("timing trainings before the search")
-    pretraining = (
-        None
-        if config.pretrain is None
-        else training_time(task, task.base, config.pretrain, patience)
-    )
-    preparation = preparation_of(config)
-    preparing = (
-        None if preparation is None else preparation_time(task, config, preparation, patience)
-    )
+    times = _timed(config, task, candidate, patience)
+    evaluation, preparation = times.evaluation, preparation_of(config)
     needs = None if preparation is None else preparation.needs(task)
     notes = [
         *_weights_notes(config, folder),
         *crowded,
-        *([] if learns else [unheard]),
-        *(
-            ["the run folder holds this run, which would be continued; times are of a whole one"]
-            if held
-            else []
-        ),
+        *unheard,
+        *held,
         *([f"the timed evaluation failed: {evaluation.failure}"] if evaluation.failure else []),
     ]
     doing("looking at the full network on search-validation")
     space, graph, others = task.space, task.graph, len(searched(config.baselines))
+    turns = math.ceil(config.n_trials / workers)
     return Rehearsal(
         model=called(config.model.name, config.model.options),
         weights="trained first" if config.model.checkpoint is None else config.model.checkpoint,
@@ -196,19 +163,93 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         evaluation=evaluation,
         search=evaluation.seconds * _turns(config.n_trials, batch, workers),
         alone=evaluation.seconds * config.n_trials,
-        baseline=others * evaluation.seconds * math.ceil(config.n_trials / workers)
-        if others
-        else None,
-        pretraining=pretraining,
-        preparing=preparing,
-        finetuning=(tuning[0], tuning[1]),
+        baseline=others * evaluation.seconds * turns if others else None,
+        pretraining=times.pretraining,
+        preparing=times.preparing,
+        finetuning=times.finetuning,
         finetuned=1 + len(config.baselines),
-        longer=tuning[1].seconds * _more_epochs(task, config, candidate),
-        disk=_disk(task, pruned, config, mapped) + (0 if needs is None else needs.disk),
+        longer=times.finetuning[1].seconds * _more_epochs(task, config, candidate),
+        disk=_disk(task, times.pruned, config, mapped) + (0 if needs is None else needs.disk),
         measured_on=_machine(config),
         notes=tuple(notes),
         timed=timed_words(task.constraint.costs),
     )
+
+
+def _first_batch(
+    config: RunConfig, task: Task, searcher: Searcher
+) -> tuple[int, Candidate, list[str]]:
+    """Returns how many structures are evaluated before the searcher learns of one, the first of them, and a note.
+
+    The note is there where it never learns of one in time.
+    """
+    execution = config.execution
+    rounds = searcher.needs_results and execution.schedule == "rounds" and not execution.window
+    # It is given its structures later
+    if config.searcher.name == "given" and config.prepare is not None:
+        searcher = make_searcher("random", task.space, task.constraint, seed=config.seed)
+    doing("timing an evaluation")
+    candidate, batch = _first(searcher, config.n_trials if rounds else 1)
+    if not rounds:
+        return config.n_trials, candidate, []
+    note = f"{config.searcher.name} proposes all {plural(batch, 'trial')} before it has a result to learn from"
+    return batch, candidate, [note] if batch >= config.n_trials else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """How long what a run does takes.
+
+    Attributes:
+        evaluation: one of them.
+        pruned: the network that was evaluated.
+        finetuning: of the full network, and of that one.
+        pretraining: None without.
+        preparing: likewise.
+    """
+
+    evaluation: Estimate
+    pruned: nn.Module
+    finetuning: tuple[Estimate, Estimate]
+    pretraining: Estimate | None
+    preparing: Estimate | None
+
+
+def _timed(config: RunConfig, task: Task, candidate: Candidate, patience: float) -> _Times:
+    """Measures how long what a run does takes.
+
+    Args:
+        config: the run.
+        task: of it, with a network that need not be trained.
+        candidate: the structure that is evaluated and fine-tuned.
+        patience: seconds that one timed part may take.
+    """
+    evaluation = evaluation_time(task, config, candidate, patience)
+    pruned = task.source.network(candidate)
+    doing("timing fine-tuning")
+    of_full = training_time(task, task.base, config.finetune, patience)
+    of_pruned = training_time(task, pruned, config.finetune, patience)
+    doing("timing trainings before the search")
+    pretraining = preparing = None
+    if config.pretrain is not None:
+        pretraining = training_time(task, task.base, config.pretrain, patience)
+    preparation = preparation_of(config)
+    if preparation is not None:
+        preparing = preparation_time(task, config, preparation, patience)
+    return _Times(
+        evaluation=evaluation,
+        pruned=pruned,
+        finetuning=(of_full, of_pruned),
+        pretraining=pretraining,
+        preparing=preparing,
+    )
+
+
+def _held_notes(config: RunConfig, folder: RunFolder, task: Task) -> list[str]:
+    """Returns a note if the folder holds this run; raises RunError if it holds another one."""
+    if folder.path.exists() and held_header(folder, config, config_identity(config, task.data)):
+        return ["the run folder holds this run, which would be continued; times are of a whole one"]
+    return []
 
 
 def _kept(options: SpaceOptions) -> str:

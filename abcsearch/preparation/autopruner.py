@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from abcsearch.budget import Constraint
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.source import Source
     from abcsearch.preparation.base import Pruning, Tensors, Trainer
+    from abcsearch.space import Candidate
     from abcsearch.training.recipe import Recipe
 
 START = 1.0  # of all logits: 0.73 at sharpness 1
@@ -82,7 +85,7 @@ class AutoPruner(Preparation):
             task.graph,
             [len(d.choices) > 1 for d in widths],
             targets("autopruner", task.constraint),
-            widths=lambda scores: threshold_cut(scores, task).structure,
+            widths=functools.partial(_widths_within, task.constraint),
             weight=options.weight,
             sharpest=options.sharpest,
             decide=options.decide,
@@ -91,7 +94,7 @@ class AutoPruner(Preparation):
         )
         trained = trainer.train(lesson, recipe, name="autopruner")
         scores = lesson.scores()
-        cut = threshold_cut(scores, task)
+        cut = threshold_cut(scores, task.constraint)
         gates = lesson.gates()
         facts = {
             "epochs": recipe.epochs,
@@ -258,6 +261,11 @@ class Deciding(Supervised):
         """Takes that up."""
         self.sharpness, self.undecided = float(state["sharpness"]), int(state["undecided"])
         self._decided = state["decided"].clone()
+
+
+def _widths_within(constraint: Constraint, scores: list[NDArray[np.float64]]) -> Candidate:
+    """Returns the structure that one threshold on scores, (channels,) per group, leaves inside a budget."""
+    return threshold_cut(scores, constraint).structure
 
 
 def _best(scores: NDArray[np.float64], width: int) -> NDArray[np.float32]:

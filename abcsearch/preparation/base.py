@@ -23,6 +23,7 @@ from abcsearch.rng import torch_stream
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.checks import check_name, check_plain
 from abcsearch.training.loop import train
+from abcsearch.training.together import train_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from abcsearch.data.splits import Data
     from abcsearch.preparation.needs import Needs
     from abcsearch.space import Candidate, SearchSpace
+    from abcsearch.training.crew import Workers
     from abcsearch.training.lesson import Lesson
     from abcsearch.training.recipe import Recipe
     from abcsearch.training.state import Trained
@@ -124,6 +126,7 @@ class Trainer:
         *,
         checkpoint: Callable[[str, Recipe], Path | None] = no_file,
         on_epoch: OnEpoch = unheard,
+        workers: Workers | None = None,
     ) -> None:
         """Begins with nothing trained.
 
@@ -132,9 +135,10 @@ class Trainer:
             seed: of the run.
             checkpoint: name of a training and its recipe -> the file that it is kept in until all is prepared.
             on_epoch: progress.
+            workers: several processes that train together; None: this one alone.
         """
         self.images, self.seed = images, seed
-        self._checkpoint, self._on_epoch = checkpoint, on_epoch
+        self._checkpoint, self._on_epoch, self._workers = checkpoint, on_epoch, workers
         self._names: list[str] = []
 
     def train(
@@ -161,10 +165,12 @@ class Trainer:
 
     def _train(self, lesson: Lesson, recipe: Recipe, name: str, images: Images) -> Trained:
         """Trains; what `train` checks has been checked."""
-        return train(
+        together: Any = {} if self._workers is None else {"workers": self._workers}
+        return (train_together if together else train)(
             lesson,
             images,
             recipe,
+            **together,
             seed=self.seed,
             stream=f"prepare {name}",
             on_epoch=lambda done, total, loss: self._on_epoch(name, done, total, loss),

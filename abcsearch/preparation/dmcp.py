@@ -1,4 +1,4 @@
-"""DMCP: the width of every layer is a Markov chain, whose probabilities learn beside the weights."""
+"""DMCP: the width of every layer is a Markov chain, whose probabilities learn beside the weights; so is a block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import nn
 
 from abcsearch.channels.fixed import Fixed
 from abcsearch.channels.gates import gated, replaced
+from abcsearch.channels.skipping import skipping
 from abcsearch.preparation.base import Preparation, Prepared, loaded
+from abcsearch.preparation.gumbel import CERTAIN, Gates
 from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.options import DMCPOptions
 from abcsearch.preparation.slimmable import Sampler, Sandwich
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 BAND = 0.025  # how far expected costs may be from what they should be, in logarithms, at no loss
 _FAR, _HALVINGS = 8.0, 30  # steps begin with logits between minus this and this
-CERTAIN = 0.9  # a width of this probability is as good as decided
 
 
 class DMCP(Preparation):
@@ -47,7 +48,8 @@ class DMCP(Preparation):
     wide as the choice before. A step teaches the full network, the smallest and random slices, as `slimmable` does;
     from the middle of the training on, random slices come more and more from the chains, and the chains learn, too: all
     channels are gated by the probability that their width is kept, and the loss has the distance of the expected cost
-    from the budget. The search begins with the expected structure, and the likeliest ones inside the budget.
+    from the budget. The search begins with the expected structure, and the likeliest ones inside the budget. Where the
+    space has blocks, each is a chain of one step: what it adds is gated by the probability that it is kept.
 
     Source: Guo et al., DMCP: Differentiable Markov Channel Pruning for Neural Networks (CVPR 2020).
 
@@ -64,7 +66,7 @@ class DMCP(Preparation):
         - It begins with the trained network and its channels in the order of its ranking, and random slices meet the
           budget. Steps begin with one probability for all, of which the expected cost is the budget's; published: 1/2,
           which of ten widths makes the second or third the likeliest.
-        - Residual blocks have no chain: all stay.
+        - Residual blocks may go, where the space has them; published: all stay, as with `blocks = false`.
         - Chains learn by Adam, at a rate that follows the recipe's schedule; published: SGD at 0.5, for 20 epochs of
           ImageNet, of which thousands of images leave all chains as they were.
     """
@@ -93,7 +95,8 @@ class DMCP(Preparation):
         images, structure = (
             trainer.halves(options.split) if options.split else (trainer.images, None)
         )
-        chains, costs = Chains(task.space), targets("dmcp", task.constraint)
+        chains = Chains(task.space, blocks=options.blocks)
+        costs = targets("dmcp", task.constraint)
         chains.begin(task.graph, costs)
         lesson = Marking(
             network,
@@ -124,7 +127,7 @@ class DMCP(Preparation):
                 name: float(share.detach())
                 for name, share in chains.shares(task.graph, costs).items()
             },
-            f"widths of probability {CERTAIN} or more": sum(
+            f"choices of probability {CERTAIN} or more": sum(
                 float(p.max()) >= CERTAIN for p in probabilities
             ),
             "log probabilities of its structures": [score for _, score in chosen],
@@ -138,14 +141,24 @@ class DMCP(Preparation):
 
 
 class Chains(nn.Module):
-    """Logits of the steps of all widths, `steps` (all choices but the first of each,), 0 at the beginning."""
+    """Logits of the steps of all widths and blocks, `steps` (all choices but the first of each,), 0 at the beginning.
 
-    def __init__(self, space: SearchSpace) -> None:
-        """Takes the space; a width with one choice has no step, blocks and criteria have no chain."""
+    Attributes:
+        shapes: the dimensions that have a chain, those of a space in their order: widths, then blocks.
+    """
+
+    def __init__(self, space: SearchSpace, *, blocks: bool = True) -> None:
+        """Takes the space; a dimension with one choice has no step, criteria have no chain.
+
+        Args:
+            space: the structures.
+            blocks: whether blocks have chains; without, all stay.
+        """
         super().__init__()
-        self.space = space
-        self.widths = [d for d in space.dimensions if d.kind == "width"]
-        self.steps = nn.Parameter(torch.zeros(sum(len(d.choices) - 1 for d in self.widths)))
+        kinds = ("width", "block") if blocks else ("width",)
+        self._space = space
+        self.shapes = [d for d in space.dimensions if d.kind in kinds]
+        self.steps = nn.Parameter(torch.zeros(sum(len(d.choices) - 1 for d in self.shapes)))
 
     def begin(self, graph: ChannelGraph, costs: Mapping[str, float]) -> None:
         """Sets all steps to one logit: the highest of which no expected cost is above what it should be."""
@@ -165,40 +178,53 @@ class Chains(nn.Module):
         return {name: graph.costs.expected(every, name) / wanted for name, wanted in costs.items()}
 
     def reached(self) -> list[torch.Tensor]:
-        """Returns per width the probability that it is at least each of its choices, (n_choices,), 1 first."""
-        chains = self.steps.split([len(d.choices) - 1 for d in self.widths])
+        """Returns per chain the probability that it is at least each of its choices, (n_choices,), 1 first."""
+        chains = self.steps.split([len(d.choices) - 1 for d in self.shapes])
         return [torch.cat([chain.new_ones(1), torch.sigmoid(chain).cumprod(0)]) for chain in chains]
 
     def distributions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Returns per width its choices and their probabilities, both (n_choices,)."""
-        pairs = zip(self.widths, self.reached(), strict=True)
+        """Returns per chain its choices and their probabilities, both (n_choices,)."""
+        pairs = zip(self.shapes, self.reached(), strict=True)
         return [
             (torch.tensor(d.choices, device=r.device), r - torch.cat([r[1:], r.new_zeros(1)]))
             for d, r in pairs
         ]
 
     def probabilities(self) -> list[NDArray[np.float64]]:
-        """Returns the probabilities of the choices of every dimension; blocks stay, criteria are the first."""
+        """Returns the probabilities of the choices of every dimension, (n_choices,) each.
+
+        Blocks without a chain stay, criteria are the first.
+        """
         every: list[NDArray[np.float64]] = []
         for _, probability in self.distributions():
             values = probability.detach().double().cpu().numpy().clip(0)
             every.append(values / values.sum())
-        for dimension in self.space.dimensions[len(every) :]:
+        for dimension in self._space.dimensions[len(every) :]:
             only = len(dimension.choices) - 1 if dimension.kind == "block" else 0
             every.append(np.eye(len(dimension.choices))[only])
         return every
 
-    def gates(self, ranking: Ranking) -> list[torch.Tensor]:
-        """Returns per width the probability that each channel is kept, (channels,): those ranked first always are."""
-        gates: list[torch.Tensor] = []
-        for index, (dimension, reached) in enumerate(zip(self.widths, self.reached(), strict=True)):
+    def gates(self, ranking: Ranking) -> Gates:
+        """Returns the probability that each channel is kept, and each block.
+
+        Channels that are ranked first are always kept; without chains of blocks, none of these is gated.
+
+        Args:
+            ranking: which channels a width keeps.
+        """
+        groups: list[torch.Tensor] = []
+        blocks: list[torch.Tensor] = []
+        for index, (dimension, reached) in enumerate(zip(self.shapes, self.reached(), strict=True)):
             # A channel is kept by the first choice that is wider than its rank; beyond the widest it never is.
             ranks = torch.arange(dimension.full)
             choice = torch.searchsorted(torch.tensor(dimension.choices), ranks, right=True)
             by_rank = torch.cat([reached, reached.new_zeros(1)])[choice.to(reached.device)]
+            if dimension.kind == "block":  # as a layer of one channel
+                blocks.append(by_rank[0])
+                continue
             order = torch.from_numpy(np.ascontiguousarray(ranking.orders[index])).to(reached.device)
-            gates.append(torch.zeros_like(by_rank).index_copy(0, order, by_rank))
-        return gates
+            groups.append(torch.zeros_like(by_rank).index_copy(0, order, by_rank))
+        return Gates(groups, blocks)
 
 
 class ChainSampler(Sampler):
@@ -281,18 +307,22 @@ class Marking(Sandwich):
         loss = super().step(images, labels, draws)
         if self.progress >= 0.5:
             if self._structure is not None:
-                which = torch.randint(len(self._structure), (len(images),), generator=draws)
+                which = self.crew.picked(len(labels), len(self._structure), draws)
                 batch = self._structure.part(which).loaded()
                 images, labels = batch.images.to(labels.device), batch.labels.to(labels.device)
             self._mark(images, labels)
         return loss
 
     def _mark(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Adds the gradients of the chains: of the network with all channels gated, and of the expected cost."""
+        """Adds the gradients of the chains: of the network with all channels and blocks gated, and of the expected cost."""
         gates = self._chains.gates(self._ranking)
         # Statistics of batch norms stay those of networks without gates.
         buffers = {name: tensor.clone() for name, tensor in self.model.named_buffers()}
-        with replaced(self.model, buffers), gated(self.model, self._graph, gates):
+        with (
+            replaced(self.model, buffers),
+            gated(self.model, self._graph, gates.groups),
+            skipping(self.model, self._graph, gates.blocks),
+        ):
             _, loss = self._goal.learned(self.model, self.model, (images, labels))
         beyond = [
             (share.log().abs() - BAND).clamp_min(0)

@@ -79,7 +79,7 @@ class GroupLasso(Preparation):
         trained = trainer.train(lesson, recipe, name="group_lasso")
         scores = lesson.scores()
         dropped = lesson.empty()
-        cut = threshold_cut(scores, task, dropped)
+        cut = threshold_cut(scores, task.constraint, dropped)
         every = np.concatenate(scores)
         facts = {
             "epochs": recipe.epochs,

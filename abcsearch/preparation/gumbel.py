@@ -105,7 +105,7 @@ class Logits(nn.Module):
         return one + (soft - soft.detach())
 
     def probabilities(self) -> list[NDArray[np.float64]]:
-        """Returns the probabilities of the choices of each row."""
+        """Returns the probabilities of the choices of each row, (n_choices,) each."""
         every = self.logs().detach().double().exp().cpu()
         return [
             row[exists.cpu()].numpy() / float(row.sum())
@@ -235,7 +235,7 @@ class Relaxed(Supervised):
 
     def _learn(self, count: int, device: torch.device, draws: torch.Generator) -> None:
         """Sets the gradient of the logits: of the loss on images of their own, and of the cost."""
-        which = torch.randint(len(self._structure), (count,), generator=draws)
+        which = self.crew.picked(count, len(self._structure), draws)
         batch = self._structure.part(which).loaded()
         images, labels = batch.images.to(device), batch.labels.to(device)
         # Statistics of batch norms stay those of the passes that weights learn on.

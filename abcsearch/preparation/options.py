@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from abcsearch.errors import ConfigError, unknown_name
 from abcsearch.records import problems, setting
-from abcsearch.training.recipe import Recipe, find_preset
+from abcsearch.training.recipe import Recipe, check_shared, find_preset
 
 
+@dataclass(frozen=True, kw_only=True)
 class TrainedOptions:
-    """What options of preparations that train have in common; a subclass is a record with a field `recipe`.
+    """Options of all preparations that train.
 
     Attributes:
-        called: the name of the preparation, for messages.
-        usual: the recipe that changes are made to where none is named.
-        averaged: why a moving average of the weights does not do; "" where it does.
+        workers: processes of Ray Train that train together, each on its part of every batch, on the cluster of
+            execution.ray_address if there is one. Batch norms see their process's part, so it decides results.
     """
 
-    called: ClassVar[str]
-    usual: ClassVar[Recipe] = Recipe(lr=0.02)
-    averaged: ClassVar[str] = ""
-    recipe: Mapping[str, Any]
+    called: ClassVar[str]  # the name of the preparation, for messages
+    usual: ClassVar[Recipe] = Recipe(lr=0.02)  # that changes are made to where none is named
+    averaged: ClassVar[str] = ""  # why a moving average of the weights does not do
+    LATER: ClassVar[tuple[str, ...]] = ("workers",)  # options that the first runs have not recorded
+
+    workers: int = setting(1, at_least=1, at_most=1024)
+    if TYPE_CHECKING:  # the last field of every subclass
+        recipe: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -40,6 +44,11 @@ class TrainedOptions:
         if self.training.ema and self.averaged:
             msg = f"{self.called}: ema = {self.training.ema} averages {self.averaged}; set it to 0"
             raise ConfigError(msg)
+        try:
+            check_shared(self.training.batch_size, self.workers)
+        except ConfigError as error:
+            msg = f"{self.called}: {error}"
+            raise ConfigError(msg) from error
 
     @property
     def training(self) -> Recipe:
@@ -272,6 +281,7 @@ class DMCPOptions(TrainedOptions):
         chain_lr: highest learning rate of the chains.
         weight: of the distance of the expected cost from the budget, in logarithms.
         structures: how many the search begins with: the expected one, and the likeliest inside the budget.
+        blocks: whether blocks have chains, too, where the space has them; published: they have none, and all stay.
         recipe: of the training: a table as [finetune], preset and changes to it; by default 30 epochs of SGD at 0.02.
 
     Raises:
@@ -279,6 +289,7 @@ class DMCPOptions(TrainedOptions):
     """
 
     called: ClassVar[str] = "dmcp"
+    LATER: ClassVar[tuple[str, ...]] = ("workers", "blocks")
 
     networks: int = setting(4, at_least=2, at_most=64)
     full_share: float = setting(0.5, above=0, below=1)
@@ -286,6 +297,7 @@ class DMCPOptions(TrainedOptions):
     chain_lr: float = setting(0.1, above=0)
     weight: float = setting(1.0, at_least=0)
     structures: int = setting(5, at_least=1, at_most=1000)
+    blocks: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

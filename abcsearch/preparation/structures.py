@@ -42,7 +42,7 @@ class Cut(NamedTuple):
 
 
 def threshold_cut(
-    scores: Sequence[NDArray[np.float64]], task: Pruning, dropped: Collection[str] = ()
+    scores: Sequence[NDArray[np.float64]], constraint: Constraint, dropped: Collection[str] = ()
 ) -> Cut:
     """Returns the largest structure that a threshold on the scores leaves inside the budget.
 
@@ -50,15 +50,15 @@ def threshold_cut(
 
     Args:
         scores: per width of the space, (channels,): higher is more worth keeping; they are compared between layers.
-        task: space and budget.
+        constraint: the budget bound to the space.
         dropped: names of blocks that go in any case, if the space has them.
     """
-    space = task.space
+    space = constraint.space
     path = threshold_path(scores, space)
     for column, dimension in enumerate(space.dimensions):
         if dimension.kind == "block" and dimension.name in dropped and 0 in dimension.choices:
             path[:, column] = 0
-    structure = largest_within(path, task.constraint)
+    structure = largest_within(path, constraint)
     widths = [
         value for value, d in zip(structure, space.dimensions, strict=True) if d.kind == "width"
     ]

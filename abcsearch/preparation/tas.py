@@ -225,7 +225,7 @@ class Sizes(Logits):
         return {name: graph.costs.expected(every, name) for name in names}
 
     def of_all(self) -> list[NDArray[np.float64]]:
-        """Returns the probabilities of the choices of every dimension of the space; criteria are the first."""
+        """Returns the probabilities of the choices of every dimension, (n_choices,) each; criteria are the first."""
         rows = dict(zip(self._rows, self.probabilities(), strict=True))
         every = [rows.get(index, np.ones(1)) for index in range(len(self.shapes))]
         return every + [
@@ -303,7 +303,7 @@ class Sampling(Relaxed):
         return Gates(groups, kept[count:].unbind())
 
     def cost(self) -> torch.Tensor:
-        """Returns how far expected costs are outside of their bounds, in logarithms, times the weight."""
+        """Returns how far expected costs are outside of their bounds, in logarithms, times the weight; a scalar."""
         outside: list[torch.Tensor] = []
         for name, cost in self.logits.expected(self._graph, self._bounds).items():
             low, high = self._bounds[name]

@@ -78,7 +78,7 @@ class TaylorIterative(Preparation):
         trained = trainer.train(lesson, recipe, name="taylor_iterative")
         lesson.fold()
         scores = lesson.scores()
-        cut = threshold_cut(scores, task)
+        cut = threshold_cut(scores, task.constraint)
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
@@ -189,7 +189,8 @@ class Dwindling(Supervised):
             loss = super().step(images, labels, draws)
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         if ones.grad is not None:
-            self._sums = self._sums.to(ones.device) + ones.grad.square()
+            # Of the whole batch, of which several processes have seen a part each
+            self._sums = self._sums.to(ones.device) + self.crew.mean(ones.grad).square()
         return loss.detach()
 
     def after_step(self, progress: float) -> None:

@@ -90,7 +90,7 @@ class Variational(Preparation):
         trained = trainer.train(lesson, recipe, name="variational")
         means, ratios = lesson.scores(task.graph)
         lesson.fold()
-        cut = threshold_cut(ratios, task)
+        cut = threshold_cut(ratios, task.constraint)
         values = np.concatenate([values_of[np.isfinite(values_of)] for values_of in means])
         facts = {
             "epochs": recipe.epochs,
@@ -190,7 +190,7 @@ class NoisyScales(Supervised):
     def scores(
         self, graph: ChannelGraph
     ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-        """Returns per prunable group |mean|, and (mean / spread)^2: means over batch norms, infinite without one."""
+        """Returns per prunable group |mean|, and (mean / spread)^2, (channels,): over batch norms; infinite without one."""
         mean = self.factors.mean.detach().double().cpu()
         spread = self.factors.log_spread.detach().double().cpu().exp()
         found: list[list[NDArray[np.float64]]] = []

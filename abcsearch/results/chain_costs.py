@@ -53,7 +53,7 @@ def measured(folder: Path, opened: Open, before: Link | None, data: Data) -> dic
     network = opened(folder, bare)
     goal = find_objective(data.objective)
     tally = Tally(goal, kept=goal.headline, resampled=True)
-    tally.take(network, data.test)
+    tally.add(network, data.test)
     values = tally.values()
     shares = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
     packed_file = folder / "model.compressed"

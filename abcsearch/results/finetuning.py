@@ -184,7 +184,9 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
             with home.kept():
                 home.check()
                 _put_in_place(
-                    wanted, structure, shelf or _finetune(wanted, structure, progress, home)
+                    wanted,
+                    structure,
+                    shelf or _finetune_to_shelf(wanted, structure, progress, home),
                 )
     _finish(run, chosen, progress, tell)
 
@@ -278,7 +280,9 @@ def _put_in_place(wanted: _Wanted, structure: Structure, shelf: str) -> None:
         folder.log(f"{TUNING} {name}: test {wanted.run.metric} {wanted.run.change(scores)}")
 
 
-def _finetune(wanted: _Wanted, structure: Structure, progress: Progress, home: Home) -> str:
+def _finetune_to_shelf(
+    wanted: _Wanted, structure: Structure, progress: Progress, home: Home
+) -> str:
     """Fine-tunes one structure, writes weights and scores onto its shelf, and returns that."""
     run, recipe, size = wanted.run, wanted.recipe_of(structure), wanted.size
     folder, stage = run.folder, f"{TUNING} {structure.name}"

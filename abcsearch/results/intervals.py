@@ -108,7 +108,7 @@ def paired(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, 
 
 
 def packed(hits: NDArray[np.bool_]) -> list[Any]:
-    """Returns right and wrong answers as plain JSON: how many, and eight to a byte in hexadecimal."""
+    """Returns right and wrong answers, (n,), as plain JSON: how many, and eight to a byte in hexadecimal."""
     return [len(hits), np.packbits(hits).tobytes().hex()]
 
 

@@ -22,7 +22,7 @@ from abcsearch.runs.front import run_front
 from abcsearch.runs.header import as_begun, data_identity, write_header
 from abcsearch.runs.known_runs import found_known
 from abcsearch.runs.latency import keep_times
-from abcsearch.runs.preparing import check_room, preparation_of, prepared
+from abcsearch.runs.preparing import check_room, crew_of, preparation_of, prepared
 from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.runs.rebuilding import Remains
 from abcsearch.runs.roles import Roles
@@ -221,6 +221,7 @@ def prepare(
     preparation = preparation_of(config)
     if preparation is not None:
         preparation.check(task)
+        crew_of(preparation, config)
         check_room(folder, task, preparation)
     for name in config.baselines:
         if name not in BASELINES.homes or BASELINES[name].networks is not None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack, cast, overload
 
 from abcsearch.channels.named import names_of
@@ -264,7 +264,20 @@ def _part(what: str, value: str | Mapping[str, Any] | object) -> Part:
         kind = _OWN[what]
         msg = f'{what} is a name, {{"name": name, "option": value}} or {kind}, found {value!r}'
         raise ConfigError(msg)
-    options: dict[str, Any] = {}
-    if isinstance(value, Preparation):
-        options = json.loads(json.dumps(asdict(value.options), default=repr))
+    options = _recorded(value.options) if isinstance(value, Preparation) else {}
     return Part(name=object_name(value), options=options)
+
+
+def _recorded(options: Any) -> dict[str, Any]:  # noqa: ANN401 - a record
+    """Returns the options of a preparation as plain values.
+
+    Those that its record calls `LATER` are left out where they are the default: runs from before there were such
+    options have not recorded them, and go on.
+    """
+    later, usual = getattr(options, "LATER", ()), {f.name: f.default for f in fields(options)}
+    plain = json.loads(json.dumps(asdict(options), default=repr))
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in later or getattr(options, name) != usual[name]
+    }

@@ -20,6 +20,7 @@ from abcsearch.runs.finals import Finals
 from abcsearch.runs.incumbents import Incumbents
 from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.run_state import Standing
+from abcsearch.runs.schedules import Asynchronous, Rounds, Window
 from abcsearch.searchers.registry import nothing_left
 from abcsearch.trial import Trial
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.disk.decision import Decision
     from abcsearch.runs.disk.folder import RunFolder
+    from abcsearch.runs.schedules import Schedule
     from abcsearch.runs.stopwatch import Stopwatch
     from abcsearch.runs.watching import Watcher
     from abcsearch.searchers.base import Searcher
@@ -131,20 +133,16 @@ class _Search:
     def __init__(self, loop: Loop, journal: Journal, standing: Standing) -> None:
         self._loop, self._journal, self._standing = loop, journal, standing
         self._searcher = loop.searcher
-        self._asynchronous = loop.execution.schedule == "asynchronous"
-        # What needs no results may be asked at any time: only so much ahead that nobody waits.
-        self._window = loop.execution.window or (
-            0 if loop.searcher.needs_results else 4 * slots(loop.executor)
-        )
         self._flights = Flights(
             loop.executor,
             loop.evaluator,
             loop.seed,
             journal,
             loop.folder,
-            at_once=self._asynchronous,
+            at_once=loop.execution.schedule == "asynchronous",
         )
         self._incumbents = _new_incumbents(loop)
+        self._schedule = self._new_schedule()
         self._finals = Finals(
             loop.evaluator,
             loop.n_trials,
@@ -170,11 +168,28 @@ class _Search:
         self._earlier = {} if isinstance(loop.evaluator, Staged) else earlier(loop.folder)
         self._seen = {t.candidate: t.evaluation for t in journal.trials.values()}
 
+    def _new_schedule(self) -> Schedule:
+        """Returns when this search asks for more."""
+        loop = self._loop
+        # What needs no results may be asked at any time: only so much ahead that nobody waits.
+        free = 0 if loop.searcher.needs_results else 4 * slots(loop.executor)
+        window = loop.execution.window or free
+        if loop.execution.schedule == "asynchronous":
+            return Asynchronous(
+                executor=loop.executor,
+                under_way=lambda: self._flights.under_way,
+                apart=window > 0,
+            )
+        if window:
+            # Those of now, which may be replaced
+            return Window(size=window, most=lambda: self._incumbents.most())  # noqa: PLW0108
+        return Rounds(n_trials=loop.n_trials)
+
     def run(self) -> None:
         """Asks, evaluates and tells until all is done and decided; leaves a snapshot also where it is interrupted."""
         with many_objects():
             self._restore()
-            if self._asynchronous:
+            if self._schedule.at_once:
                 self._replay()
         self._send(self._open)
         if self._told < self._loop.n_trials and getattr(self._loop.executor, "alive", None) == 0:
@@ -187,7 +202,7 @@ class _Search:
                     self._loop.folder.log(nothing_left(self._loop.searcher.name, self._told))
                     self._exhausted = self._changed = True
                     break
-                if self._asynchronous or not self._tell_next():
+                if self._schedule.at_once or not self._tell_next():
                     self._collect()
                 self._save_now_and_then()
             self._changed |= self._finals.run(self._save)
@@ -198,23 +213,19 @@ class _Search:
 
     def _ask(self) -> bool:
         """Asks for as many structures as the schedule wants open; returns whether any came."""
-        ahead = self._asynchronous or self._window > 0
         any_came = False
-        while (wanted := min(self._wanted(), self._loop.n_trials - self._asked)) > 0:
-            asked = self._proposed(wanted, ahead=ahead)
+        while (wanted := self._wanted()) > 0:
+            asked = self._proposed(wanted, ahead=self._schedule.ahead)
             self._send(asked)
             any_came = any_came or bool(asked)
-            if not asked or not ahead:
+            if not asked or not self._schedule.ahead:
                 break
         return any_came
 
     def _wanted(self) -> int:
-        """Returns how many more structures the schedule wants open now."""
-        if self._asynchronous:
-            return min(1, slots(self._loop.executor) - self._flights.under_way)
-        if self._window:
-            return min(self._window - len(self._open), self._incumbents.most() - self._asked)
-        return 0 if self._open else self._loop.n_trials
+        """Returns how many more structures the schedule wants open now, and the search still has to ask for."""
+        wanted = self._schedule.wanted(self._asked, len(self._open))
+        return min(wanted, self._loop.n_trials - self._asked)
 
     def _proposed(self, n: int, *, ahead: bool) -> dict[int, Candidate]:
         """Returns up to n new structures by trial number."""
@@ -225,7 +236,7 @@ class _Search:
             for candidate in proposals if is_users(self._searcher) else ():
                 self._searcher.space.check(candidate)
         asked = dict(enumerate(proposals, start=self._asked))
-        if self._asynchronous:
+        if self._schedule.at_once:
             for number, candidate in asked.items():
                 if self._replayed == len(self._journal.contents.order):
                     self._journal.note("asked", number, candidate=list(candidate))
@@ -258,7 +269,7 @@ class _Search:
                 self._twins[candidate] = []
         groups = (
             [{number: candidate} for number, candidate in group.items()]
-            if self._window
+            if self._schedule.apart
             else [group]
         )
         for together in filter(None, groups):
@@ -292,7 +303,7 @@ class _Search:
         self._standing.show(self._flights.workers)
 
     def _finish(self, number: int, found: Evaluation) -> None:
-        """Writes a finished trial down; in the asynchronous schedule, the searcher is told at once."""
+        """Writes a finished trial down; the searcher is told where the schedule has it hear at once."""
         candidate, costs = self._open[number], self._loop.costs
         macs, params = (
             known or int(count([candidate])[0])
@@ -302,7 +313,7 @@ class _Search:
         self._journal.append(trial)
         self._missing -= 1
         self._seen[candidate] = trial.evaluation
-        if self._asynchronous:
+        if self._schedule.at_once:
             self._tell(trial)
         twins = self._twins.pop(candidate, [])
         self._standing.add(trial, self._flights.workers)
@@ -315,7 +326,7 @@ class _Search:
         With a window, the next structure is asked for after every single one, however many have finished, so that
         proposals do not depend on that. Without, a whole round must have finished: stages are decided for all.
         """
-        if self._missing and not self._window:
+        if self._missing and not self._schedule.apart:
             return False
         trial = self._journal.trials.get(self._told)
         if trial is not None:
@@ -329,13 +340,13 @@ class _Search:
             self._searcher.tell([trial])
         self._told += 1
         self._incumbents.tell(trial)
-        self._replayed += self._asynchronous
+        self._replayed += self._schedule.at_once
         del self._open[trial.number]
         self._settled = self._changed = True
 
     def _save_now_and_then(self) -> None:
         """Saves after a round, unless the last time was a moment ago."""
-        between = self._window or self._asynchronous or not self._open
+        between = self._schedule.ahead or not self._open
         wait = max(_LEAST, self._saving / _SAVING)
         if between and self._changed and time.monotonic() - self._saved >= wait:
             self._save()

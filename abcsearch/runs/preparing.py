@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from abcsearch.training.begun import losses_so_far
 from abcsearch.training.checkpoints import network_hash, tensors_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
+    from abcsearch.training.crew import Workers
     from abcsearch.training.recipe import Recipe
 
 RECORD, WEIGHTS = "prepared.json", "prepared.safetensors"
@@ -56,6 +59,27 @@ def check_room(folder: RunFolder, task: Task, preparation: Preparation) -> None:
         check_needs(type(preparation).__name__, needs)
 
 
+def crew_of(
+    preparation: Preparation, settings: SearchSettings, log: Callable[[str], object] = str
+) -> Workers | None:
+    """Returns who trains together what a preparation trains; None: this process alone.
+
+    Args:
+        preparation: of the run; the option `workers` says how many, also of one's own.
+        settings: of the run: the cluster.
+        log: takes what Ray has to say.
+
+    Raises:
+        ConfigError: if Ray Train is not installed.
+    """
+    size = getattr(preparation.options, "workers", 1)
+    if size == 1:
+        return None
+    from abcsearch.execution.ray_training import RayTraining
+
+    return RayTraining(workers=size, address=settings.execution.ray_address, log=log)
+
+
 def prepared(
     folder: RunFolder,
     settings: SearchSettings,
@@ -80,7 +104,7 @@ def prepared(
     if preparation is None:
         return task
     if not (folder.path / RECORD).exists():
-        _make(folder, settings, task, preparation, progress)
+        _prepare_into(folder, settings, task, preparation, progress)
     ready = opened(folder, settings, task, preparation)
     if settings.searcher.name == "given" and not (
         ready.starts or settings.searcher.options.get("initial")
@@ -91,7 +115,7 @@ def prepared(
     return ready
 
 
-def _make(
+def _prepare_into(
     folder: RunFolder,
     settings: SearchSettings,
     task: Task,
@@ -103,7 +127,9 @@ def _make(
         _mark(settings, task),
         settings.prepare.name if settings.prepare else type(preparation).__name__,
     )
-    folder.write_progress(f"{PREPARING}: {name}", 0, 1, busy=1, workers=1)
+    crew = crew_of(preparation, settings, folder.log)
+    size = 1 if crew is None else crew.workers
+    folder.write_progress(f"{PREPARING}: {name}", 0, 1, busy=size, workers=size)
     needs = preparation.needs(task)
     if needs is not None:
         doing(needs.line)
@@ -111,7 +137,7 @@ def _make(
 
     def show(name: str, done: int, total: int, loss: str = "") -> None:
         now = f"{PREPARING}: {name}, epoch {min(done + 1, total)} of {total}{loss and ', '}{loss}"
-        folder.write_progress(now, done, total, busy=1, workers=1)
+        folder.write_progress(now, done, total, busy=size, workers=size)
 
     def checkpoint(name: str, recipe: Recipe) -> Path:
         path = checkpoint_path(folder.path / "prepared", of, name)
@@ -123,7 +149,10 @@ def _make(
         show(name, done, total, f"loss {loss:.4f}")
         progress(f"{PREPARING}: {name}", done, total, f"loss {loss:.4f}")
 
-    trainer = Trainer(task.data.train, settings.seed, checkpoint=checkpoint, on_epoch=on_epoch)
+    for stale in folder.path.glob(".ray-*"):  # of workers whose driver was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    images = task.data.train
+    trainer = Trainer(images, settings.seed, checkpoint=checkpoint, on_epoch=on_epoch, workers=crew)
     made = run_preparation(preparation, task, trainer)
     states = {name: dict(module.state_dict()) for name, module in made.source.modules.items()}
     check_restored(preparation, task, made.source, states)

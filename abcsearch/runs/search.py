@@ -18,7 +18,7 @@ from abcsearch.runs.header import identity, write_header
 from abcsearch.runs.knowledge import learned
 from abcsearch.runs.latency import keep_times
 from abcsearch.runs.loop import Loop
-from abcsearch.runs.preparing import preparation_of, prepared
+from abcsearch.runs.preparing import crew_of, preparation_of, prepared
 from abcsearch.runs.progress import Progress, logged
 from abcsearch.runs.result import SearchResult, collected
 from abcsearch.runs.roles import Roles
@@ -118,6 +118,7 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
     preparation = preparation_of(settings, brought.preparation)
     if preparation is not None:
         preparation.check(task)
+        crew_of(preparation, settings)
     with folder.locked():
         progress = logged(folder, progress)
         if preparation is not None:

@@ -64,7 +64,8 @@ class NetworkAdjustment(Searcher):
 
     Differences from the paper:
         - What is evaluated is cut out of the trained network, and trained for a moment (`short_training`) or not at all
-          (`adaptive_bn`); published: trained from the beginning in every round, `evaluator.fresh_weights = true`.
+          (`adaptive_bn`); published: trained from the beginning in every round, `evaluator.fresh_weights = true`, with
+          channels that are silent by chance, `evaluator.dropout = 0.05`.
         - No layer gets wider than that network's; there it would, at the cost of others.
         - Widths are those of the space. What a move is short of a choice adds up over the rounds.
         - Blocks, where they are searched, are moved as widths are; so one goes, or comes back, that was among the last,

@@ -210,10 +210,30 @@ class ResponseSurface(Searcher):
             start: choice positions inside the budget, (n_dims,), where no trial was told.
         """
         told = np.array(self._told, dtype=np.int64).reshape(-1, len(self.space))
+        self._estimate(told, fitness)
+        surfaces, weights = self._drawn_surfaces(told, fitness)
+        pairs = list(zip(surfaces, weights, strict=True))
+        if self._listable():
+            rows, scores = self._listed(_Scores([(s.quadratic, w) for s, w in pairs]))
+            yield from self._best_of(itertools.repeat(rows), scores)
+        else:
+            forms = [s.quadratic.form(w) for s, w in pairs]
+            yield from self._best_of(*self._climbed(forms, told if start is None else start[None]))
+
+    def _estimate(self, told: Ints, fitness: Floats) -> None:
+        """Estimates all surfaces anew if there are enough more trials, (n, n_dims), than the last time."""
         if len(told) and len(told) >= _GROWTH * self._estimated:
             self._estimated = len(told)
             for surface in self._surfaces:
                 surface.estimate(told, fitness)
+
+    def _drawn_surfaces(self, told: Ints, fitness: Floats) -> tuple[list[Surface], list[Floats]]:
+        """Returns for every proposal of a batch a surface, as likely as it is, and its weights: the mean, or drawn.
+
+        Args:
+            told: trials, (n, n_dims) choice positions.
+            fitness: of these, (n,).
+        """
         evidence = np.array([surface.evidence for surface in self._surfaces])
         chances = np.exp(evidence - evidence.max())
         chosen = self.rng.choice(len(_POWERS), size=self.options.batch, p=chances / chances.sum())
@@ -223,16 +243,10 @@ class ResponseSurface(Searcher):
             self._surfaces[index].condition(told, fitness)
         surfaces = [self._surfaces[index] for index in chosen]
         weights = [
-            s.draw(self.rng) if draw else s.mean for s, draw in zip(surfaces, drawn, strict=True)
+            surface.draw(self.rng) if by_chance else surface.mean
+            for surface, by_chance in zip(surfaces, drawn, strict=True)
         ]
-        if self._listable():
-            rows, scores = self._listed(
-                _Scores([(s.quadratic, w) for s, w in zip(surfaces, weights, strict=True)])
-            )
-            yield from self._best_of(itertools.repeat(rows), scores)
-        else:
-            forms = [s.quadratic.form(w) for s, w in zip(surfaces, weights, strict=True)]
-            yield from self._best_of(*self._climbed(forms, told if start is None else start[None]))
+        return surfaces, weights
 
     def _best_of(self, rows: Iterable[Ints], scores: Floats) -> Iterator[Iterator[Candidate]]:
         """Yields, for every proposal, the structures of highest score, best first; (n, n_dims) and (n,) each."""

@@ -72,7 +72,7 @@ class SensitivityMap:
 
     @property
     def relative(self) -> Floats:
-        """The losses in units of the greatest one: powers of them neither overflow nor vanish."""
+        """The losses, (n_dims, most choices), by the greatest one: powers of them neither overflow nor vanish."""
         return self.loss / (np.abs(self.loss).max() or 1.0)
 
 

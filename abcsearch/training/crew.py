@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import distributed, nn
 
-from abcsearch.errors import ConfigError
 from abcsearch.example import Example
 from abcsearch.training.objectives import output_of
+from abcsearch.training.recipe import check_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,9 +44,7 @@ class Crew:
 
     def check(self, batch_size: int) -> None:
         """Raises ConfigError unless all get the same number of images."""
-        if self.size < 1 or batch_size % self.size:
-            msg = f"workers share a batch equally: batch_size {batch_size} is no multiple of {self.size} workers"
-            raise ConfigError(msg)
+        check_shared(batch_size, self.size)
 
     def joined(self, model: nn.Module) -> nn.Module:
         """Returns the network as it is called in training; of several processes it returns its output alone.
@@ -84,6 +82,19 @@ class Crew:
             used, gradients, means.split([p.numel() for p in used]), strict=True
         ):
             parameter.grad = gradient.copy_(mean.view_as(gradient))
+
+    def picked(self, count: int, total: int, draws: torch.Generator) -> torch.Tensor:
+        """Returns numbers of images that a lesson draws besides its batch, with replacement, (count,) int64.
+
+        All processes together draw those that one alone would draw for the whole batch.
+
+        Args:
+            count: this process's.
+            total: of images.
+            draws: on the CPU, in the same state in all processes.
+        """
+        every = torch.randint(total, (count * self.size,), generator=draws)
+        return every[self.rank * count : (self.rank + 1) * count]
 
     def agree(self, tensors: Iterable[torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
         """Gives every process the first one's tensors, in place; returns the first one's plain values."""

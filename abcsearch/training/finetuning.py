@@ -110,7 +110,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
     objective = find_objective(goal)
     tally = Tally(objective, kept=objective.headline, resampled=True)
     with computing(device, threads=recipe.threads):
-        tally.take(tuned, data.test)
+        tally.add(tuned, data.test)
     values = tally.values()
     binary = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
     hits = values.bool() if values is not None and binary else None

@@ -12,6 +12,7 @@ from abcsearch.data.images import hardest
 from abcsearch.errors import ConfigError, LessonError
 from abcsearch.example import run_on
 from abcsearch.training.checkpoints import network_hash
+from abcsearch.training.crew import ALONE, Crew
 from abcsearch.training.mixing import Mixing, widened
 from abcsearch.training.objectives import aux_of, find_objective
 from abcsearch.training.optimization import make_optimizer
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from abcsearch.data.split import Images
-    from abcsearch.training.crew import Crew
     from abcsearch.training.objectives import Objective
     from abcsearch.training.recipe import Recipe
 
@@ -43,11 +43,15 @@ class Lesson:
             recipe's device and in training mode while they are taught, and are put back afterwards.
         teachers: by name: networks that are asked and not trained; on the device in evaluation mode, and put back.
         heeds: which of `LOSS_SETTINGS` `step` sees to; recipes with others are refused.
+        crew: this process among those that train together, while they do; all steps see a part of each batch, and the
+            training averages gradients after them. `crew.mean(tensor)` is the mean of what else was seen of a batch,
+            `crew.picked(...)` draws from images of the lesson's own.
     """
 
     modules: Mapping[str, nn.Module]
     teachers: Mapping[str, nn.Module] = MappingProxyType({})
     heeds: tuple[str, ...] = ()
+    crew: Crew = ALONE
 
     def begin(self, recipe: Recipe, images: Images) -> None:
         """Prepares for a training; called whenever one begins or is continued, before a state is loaded.

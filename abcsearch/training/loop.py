@@ -104,6 +104,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
     device = find_device(recipe.device, recipe.precision)
     with (
         _lent([*modules.values(), *lesson.teachers.values()]),
+        _among(lesson, crew),
         computing(device, precision=recipe.precision, threads=recipe.threads),
         pointwise_safely(whole),
         torch_seeded(seed, f"{stream}-forward"),
@@ -138,6 +139,16 @@ def _lent(modules: Iterable[nn.Module]) -> Iterator[None]:
             stack.callback(module.to, device_of(module))
             stack.enter_context(modes_kept(module))
         yield
+
+
+@contextlib.contextmanager
+def _among(lesson: Lesson, crew: Crew) -> Iterator[None]:
+    """Lets a lesson know who trains with it for a block."""
+    lesson.crew = crew
+    try:
+        yield
+    finally:
+        lesson.crew = ALONE
 
 
 def _draws_of(

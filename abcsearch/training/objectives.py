@@ -128,14 +128,14 @@ def top5(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def neg_loss(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns minus the cross-entropy of every image; of several places: their mean, ignored ones left out."""
+    """Returns minus the cross-entropy of every image, (n,) in nats: the mean over places, without ignored ones."""
     losses = F.cross_entropy(outputs.float(), labels, reduction="none", ignore_index=IGNORED)
     counted = (labels != IGNORED).reshape(len(labels), -1).sum(dim=1)
     return -losses.reshape(len(labels), -1).sum(dim=1) / counted.clamp_min(1)
 
 
 def neg_kl(outputs: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
-    """Returns minus the Kullback-Leibler divergence of the full network's classes to these, mean over places."""
+    """Returns minus the divergence of the full network's classes from these, (n,) in nats: the mean over places."""
     ours, theirs = F.log_softmax(outputs.float(), dim=1), F.log_softmax(full.float(), dim=1)
     return (
         -F.kl_div(ours, theirs, reduction="none", log_target=True)
@@ -146,7 +146,7 @@ def neg_kl(outputs: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
 
 
 def pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns the share of the pixels of every image whose best class is the label; ignored ones left out."""
+    """Returns the share of the pixels of every image, (n,), whose best class is the label, without ignored ones."""
     counted = (labels != IGNORED).flatten(1)
     return ((outputs.argmax(dim=1) == labels).flatten(1) & counted).sum(dim=1) / counted.sum(
         dim=1
@@ -154,12 +154,12 @@ def pixel_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def neg_mse(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns minus the mean squared error of every image."""
+    """Returns minus the mean squared error of every image, (n,)."""
     return -F.mse_loss(outputs.float(), labels, reduction="none").flatten(1).mean(dim=1)
 
 
 def neg_mae(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Returns minus the mean absolute error of every image."""
+    """Returns minus the mean absolute error of every image, (n,)."""
     return -F.l1_loss(outputs.float(), labels, reduction="none").flatten(1).mean(dim=1)
 
 

@@ -257,6 +257,13 @@ PRESETS: Registry[Preset] = Registry(
 )
 
 
+def check_shared(batch_size: int, workers: int) -> None:
+    """Raises ConfigError unless workers that share a batch get the same number of images."""
+    if workers < 1 or batch_size % workers:
+        msg = f"workers share a batch equally: batch_size {batch_size} is no multiple of {workers} workers"
+        raise ConfigError(msg)
+
+
 def find_preset(name: str) -> Preset:
     """Returns a recipe by name or import path.
 

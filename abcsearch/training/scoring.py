@@ -57,7 +57,7 @@ def score(
         ConfigError: if the objective is unknown, or one of its metrics is none.
     """
     tally = Tally(find_objective(objective) if isinstance(objective, str) else objective)
-    tally.take(model, split, full=full, batch_size=batch_size)
+    tally.add(model, split, full=full, batch_size=batch_size)
     return tally.means()
 
 
@@ -87,7 +87,7 @@ class Tally:
         self._whole = Collection(objective.whole)
         self._finished: dict[str, float] | None = None
 
-    def take(
+    def add(
         self,
         model: nn.Module,
         split: Images,
@@ -154,7 +154,7 @@ class Tally:
 def values_of(
     name: str, metric: Metric, outputs: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
-    """Returns one number per image.
+    """Returns one number per image, (n,).
 
     Raises:
         ConfigError: if the metric, which may be the user's, fails or returns something else.

@@ -24,6 +24,7 @@ CASES = {
         "shift": 1,
         "flip": True,
         "fresh_weights": True,
+        "dropout": 0.2,
         "utilisation": 1,
     },
     "cascade": {

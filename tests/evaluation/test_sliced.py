@@ -150,7 +150,7 @@ def test_nothing_of_a_failed_evaluation_is_kept_while_it_is_tried_again(parts, m
 
     evaluator = AdaptiveBN(*parts)
     monkeypatch.setattr(
-        sliced.Tally, "take", lambda _, *given, **options: failing(*given, **options)
+        sliced.Tally, "add", lambda _, *given, **options: failing(*given, **options)
     )
     assert evaluate(evaluator, some(parts), 0).failure.startswith("OutOfMemoryError")
     assert alive == [0, 0]
@@ -328,7 +328,7 @@ def test_an_evaluator_by_import_path_may_be_derived_with_options_of_its_own(part
 
         Options = Noisy
 
-        def prepare(self, network, seed, shrink):
+        def prepare(self, network, seed, batch_divisor):
             with torch.no_grad():
                 next(network.parameters()).mul_(1 - self.options.noise)
 

@@ -212,10 +212,10 @@ def test_a_race_is_run_once_more_with_half_the_batch(source, data, monkeypatch):
     plain = stages.race(some(source), 0, 0.9)
     prepare = stages.prepare
 
-    def short(network, seed, shrink):
-        if shrink == 1:
+    def short(network, seed, batch_divisor):
+        if batch_divisor == 1:
             raise torch.OutOfMemoryError
-        prepare(network, seed, shrink)
+        prepare(network, seed, batch_divisor)
 
     monkeypatch.setattr(stages, "prepare", short)
     again = stages.race(some(source), 0, 0.9)

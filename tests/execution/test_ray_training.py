@@ -8,13 +8,12 @@ import functools
 import os
 import pickle
 import signal
-from dataclasses import dataclass
 from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, nn
+from torch import nn
 
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError, DataError, RunError
@@ -27,7 +26,7 @@ from abcsearch.training.loop import train
 from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.recipe import Recipe
 from abcsearch.training.together import train_together
-from tests.problems import finished, forks
+from tests.together import Forks
 from tests.training.toys import Gates, network, stripes, weights
 
 pytest.importorskip("ray.train", reason="needs the extra train", exc_type=ImportError)
@@ -130,36 +129,6 @@ class WrongInTraining(Plain):
         ):
             raise self.error
         return super().forward(x)
-
-
-@dataclass(frozen=True)
-class Forks:
-    """Processes that torch.distributed connects, without Ray."""
-
-    workers: int
-
-    def run(self, task, folder, *, gpu, setup):
-        # Torch would have both share the weights, as an argument
-        sent = pickle.dumps((task, list(setup.values())))
-        processes = [
-            forks().Process(target=_shared, args=(sent, rank, self.workers, folder / "meeting"))
-            for rank in range(self.workers)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            finished(process)
-
-
-def _shared(sent, rank, size, meeting):
-    task, setup = pickle.loads(sent)
-    for call in setup:
-        call()
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
-    )
-    task(rank, size)
-    distributed.destroy_process_group()
 
 
 def faults(*values):

@@ -15,7 +15,7 @@ CONFIG = TINY_CONFIG.replace("n_trials = 24", "n_trials = 2").replace(
     'baselines = ["uniform", "random"]', ""
 )
 RECIPE = "recipe = {epochs = 60, batch_size = 64, lr = 0.05}"
-# Of each how it is prepared, and how often it is killed; slimmable takes several passes per step.
+# Of each how it is prepared, and how often it is killed; slimmable takes several passes per step. dmcp has blocks.
 KINDS = {
     "slimming": (f'{{name = "slimming", strength = 0.05, {RECIPE}}}', 3),
     "slimmable": (
@@ -27,7 +27,8 @@ KINDS = {
     "variational": (f'{{name = "variational", {RECIPE}}}', 1),
     "autopruner": (f'{{name = "autopruner", {RECIPE}}}', 1),
     "dmcp": (
-        '{name = "dmcp", networks = 3, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}',
+        '{name = "dmcp", networks = 3, recipe = {epochs = 12, batch_size = 64, lr = 0.05}}\n'
+        'space = {levels = ["filter", "stage", "block"]}',
         1,
     ),
     "tas": ('{name = "tas", recipe = {epochs = 30, batch_size = 64, lr = 0.05}}', 1),

@@ -1,27 +1,36 @@
-"""DMCP: chains of widths, exact on tables whose optimum is known."""
+"""DMCP: chains of widths and blocks, exact on tables whose optimum is known, and on a network that is listed."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from abcsearch.budget import Budget
+from abcsearch.channels.gates import gated
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.skipping import skipping
+from abcsearch.channels.slicing import slice_model
 from abcsearch.errors import PreparationError
+from abcsearch.models.resnet import SmallResNet
 from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.dmcp import BAND, Chains
 from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.structures import targets
+from abcsearch.rng import torch_seeded
 from abcsearch.runs.settings import SearchSettings, SpaceOptions
 from abcsearch.runs.task import Task
 from abcsearch.space import Dimension, SearchSpace
+from abcsearch.testing import PreparationContract
 from abcsearch.testing.toys import ToyCosts, toy_space
 
+LEVELS = ("filter", "stage", "block")
+SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.05, "device": "cpu"}
 WIDTHS = tuple(range(4, 25, 4))  # six widths of each of two layers
 
 
@@ -96,8 +105,9 @@ def test_gates_are_the_probabilities_that_channels_are_kept(seed):
     for alpha in (1.0, 0.6):
         chains = random_chains(graph.space(alpha), seed)
         probabilities = chains.probabilities()
-        for index, gates in enumerate(each.detach() for each in chains.gates(ranking)):
-            dimension = chains.widths[index]
+        assert not chains.gates(ranking).blocks
+        for index, gates in enumerate(each.detach() for each in chains.gates(ranking).groups):
+            dimension = chains.shapes[index]
             mean = float(np.dot(dimension.choices, probabilities[index]))
             assert float(gates.sum()) == pytest.approx(mean, rel=1e-5)
             assert set(np.flatnonzero(gates == 1)) >= set(
@@ -106,6 +116,134 @@ def test_gates_are_the_probabilities_that_channels_are_kept(seed):
             for width, reached in zip(dimension.choices, chains.reached()[index], strict=True):
                 kept = ranking.kept(index, width)
                 assert (gates[torch.as_tensor(kept)] >= reached - 1e-6).all()
+
+
+# Blocks.
+
+
+def residual(widths=(2, 3), depths=(2, 2)):
+    """A network of random weights and statistics, in double precision, three of whose four blocks can be dropped."""
+    with torch_seeded(0, "blocks"):
+        model = SmallResNet(in_channels=1, classes=2, widths=widths, depths=depths).double().eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_mean, -0.2, 0.2)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def listed():
+    """A residual network, its graph, and a space of few enough structures to add up the costs of all."""
+    model = residual()
+    graph = trace_channels(model, torch.zeros(1, 1, 6, 6, dtype=torch.float64), check=False)
+    space = graph.space(1.0, levels=LEVELS)
+    assert [d.kind for d in space.dimensions].count("block") == 3
+    assert space.size == 2**3 * 3**3 * 2**3
+    return model, graph, space
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 999))
+def test_expected_costs_are_those_of_all_structures(listed, seed):
+    """The sum of cost times probability over every structure of the space, blocks kept and dropped."""
+    _, graph, space = listed
+    chains = random_chains(space, seed)
+    probabilities = chains.probabilities()
+    every = np.array(list(itertools.product(*(range(len(p)) for p in probabilities))))
+    shares = np.prod([p[column] for p, column in zip(probabilities, every.T, strict=True)], axis=0)
+    for name in ("macs", "flops", "params"):
+        expected = float(shares @ getattr(graph.costs, name)(space.values(every)))
+        (actual,) = chains.shares(graph, {name: 1.0}).values()
+        assert float(actual.detach()) == pytest.approx(expected, rel=1e-5)
+    drawn = chains.gates(rank_channels(listed[0], graph))
+    for gate, probability in zip(drawn.blocks, probabilities[len(drawn.groups) :], strict=True):
+        assert float(gate.detach()) == pytest.approx(probability[1], abs=1e-6)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 999))
+def test_gates_of_chains_that_are_certain_are_the_slice(listed, seed):
+    model, graph, space = listed
+    candidate = space.sample(np.random.default_rng(seed))
+    ranking = rank_channels(model, graph, "random", seed=seed)
+    chains = Chains(space).double()
+    taken = [
+        torch.arange(1, len(d.choices)) <= d.choices.index(value)
+        for d, value in zip(space.dimensions, candidate, strict=True)
+    ]
+    images = torch.randn(4, 1, 6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        chains.steps.copy_(torch.where(torch.cat(taken), 1e4, -1e4))
+        gates = chains.gates(ranking)
+        with gated(model, graph, gates.groups), skipping(model, graph, gates.blocks):
+            soft = model(images)
+    assert torch.allclose(soft, slice_model(model, graph, candidate, ranking)(images), atol=1e-10)
+
+
+def blocks_of(task, structure):
+    """Which blocks a structure keeps, by name."""
+    pairs = zip(task.space.dimensions, structure, strict=True)
+    return {d.name: value for d, value in pairs if d.kind == "block"}
+
+
+@pytest.mark.parametrize(("seed", "share"), [(0, 0.6), (1, 0.5)])
+def test_the_optimum_over_widths_and_blocks_is_among_the_likeliest(listed, seed, share):
+    """Gains of steps are additive, costs those of the network; in both cases the optimum drops one block."""
+    _, graph, space = listed
+    constraint = Budget(macs=share).bind(space, graph.costs)
+    chains, wanted = Chains(space), {"macs": constraint.limits[0].high}
+    gains = np.random.default_rng(seed).uniform(0.1, 5, len(chains.steps))
+    optimizer = torch.optim.Adam(chains.parameters(), lr=0.15)
+    chains.begin(graph, wanted)
+    for _ in range(150):
+        reached = torch.cat([each[1:] for each in chains.reached()])
+        beyond = (chains.shares(graph, wanted)["macs"].log().abs() - BAND).clamp_min(0)
+        loss = 30 * beyond - (torch.from_numpy(gains) * reached).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def gain(structure):
+        steps = zip(space.dimensions, structure, strict=True)
+        taken = [np.array(d.choices[1:]) <= value for d, value in steps]
+        return float(gains @ np.concatenate(taken))
+
+    every = itertools.product(*(d.choices for d in space.dimensions))
+    best = max((each for each in every if constraint.allows(each)), key=gain)
+    assert sum(best[-3:]) == 2
+    chosen = likeliest(chains.probabilities(), constraint, 5, np.random.default_rng(0))
+    assert best in [structure for structure, _ in chosen]
+
+
+def test_blocks_are_proposed_to_go_unless_they_stay(tiny_data):
+    space = SpaceOptions(alpha=1.0, levels=LEVELS)
+    chosen = SearchSettings(budget=Budget(macs=0.4), n_trials=1, space=space)
+    task = Task.of(residual((4, 6)).float(), tiny_data, chosen)
+    last = [index for index, d in enumerate(task.space.dimensions) if d.kind == "block"]
+    for blocks in (True, False):
+        dmcp = make_preparation("dmcp", blocks=blocks, structures=20, networks=2, recipe=SHORT)
+        starts = run_preparation(dmcp, task, Trainer(tiny_data.train, 0)).starts
+        assert all(task.constraint.allows(start) for start in starts)
+        assert any(start[index] == 0 for start in starts for index in last) is blocks
+
+
+class TestWithBlocks(PreparationContract):
+    """The contract of all preparations, with blocks in the space."""
+
+    def make(self):
+        return make_preparation("dmcp", networks=3, recipe=SHORT)
+
+    def model(self):
+        return residual((4, 6), (2, 1)).float()
+
+    def task(self):
+        space = SpaceOptions(levels=LEVELS)
+        chosen = SearchSettings(budget=Budget(macs=0.5), n_trials=1, seed=self.seed, space=space)
+        return Task.of(self.model(), self.data(), chosen)
+
+
+# What is proposed.
 
 
 @given(st.integers(0, 999), st.sampled_from([0.3, 0.5, 0.8]))

@@ -194,7 +194,7 @@ def test_what_cannot_be_iterated_is_refused_before_anything_is_trained(tiny_mode
 def test_a_round_whose_structures_all_fail_ends_the_preparation_with_the_reason(
     tiny_model, tiny_data, monkeypatch
 ):
-    def fail(self, network, seed, shrink):
+    def fail(self, network, seed, batch_divisor):
         raise ValueError("no numbers")
 
     monkeypatch.setattr("abcsearch.evaluation.adaptive_bn.AdaptiveBN.prepare", fail)
@@ -207,9 +207,9 @@ def test_a_round_whose_structures_all_fail_ends_the_preparation_with_the_reason(
 def test_a_dry_run_scores_few_structures_and_counts_all(tiny_model, tiny_data, monkeypatch):
     scored, real = [], AdaptiveBN.prepare
 
-    def counted(self, network, seed, shrink):
+    def counted(self, network, seed, batch_divisor):
         scored.append(seed)
-        return real(self, network, seed, shrink)
+        return real(self, network, seed, batch_divisor)
 
     monkeypatch.setattr(AdaptiveBN, "prepare", counted)
     task = task_of(tiny_model, tiny_data)

@@ -118,7 +118,7 @@ def test_blocks_become_0_as_a_whole_and_leave_the_structure(tiny_data):
             parameter.mul_(1e-4)
     train(lesson, tiny_data.train, Recipe(epochs=1, batch_size=45, lr=0.01, device="cpu"))
     assert lesson.empty() == [name]
-    cut = threshold_cut(lesson.scores(), task, lesson.empty())
+    cut = threshold_cut(lesson.scores(), task.constraint, lesson.empty())
     assert cut.structure[column] == 0
     assert all(cut.structure[column + 1 :])
     dropped = (*task.space.full[:column], 0, *task.space.full[column + 1 :])

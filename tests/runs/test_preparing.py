@@ -22,6 +22,7 @@ from abcsearch.runs.config_run import run_config
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.disk.weights import load_checkpoint
+from abcsearch.runs.entry import _part
 from abcsearch.training.checkpoints import network_hash
 from tests.conftest import TINY_CONFIG
 from tests.preparation import own
@@ -390,6 +391,18 @@ def test_configs_name_it_and_say_what_is_wrong(prepare, words):
         parse_config({**plain, "prepare": prepare})
 
 
+def test_options_that_came_later_are_recorded_where_they_are_not_the_default():
+    """Runs from before go on: what they have not recorded is no difference."""
+    plain = _part("prepare", make_preparation("dmcp")).options
+    assert {"workers", "blocks"} & set(plain) == set()
+    # In the order in which they have been, since a record's hash depends on it
+    assert [*plain] == [
+        *("networks", "full_share", "split", "chain_lr", "weight", "structures", "recipe")
+    ]
+    changed = _part("prepare", make_preparation("dmcp", workers=2, blocks=False)).options
+    assert changed == {**plain, "workers": 2, "blocks": False}
+
+
 def test_from_python_by_name_and_as_an_object(tiny_model, tiny_data, tmp_path):
     options = {
         "strength": 0.05,
@@ -416,6 +429,7 @@ def test_from_python_by_name_and_as_an_object(tiny_model, tiny_data, tmp_path):
     }
     with pytest.raises(RunError, match=r"pass the same ones: resume\('.*', prepare=\.\.\.\)"):
         resume(tmp_path / "brought", model=tiny_model, data=tiny_data)
+
     again = resume(tmp_path / "brought", model=tiny_model, data=tiny_data, prepare=mine)
     assert outcome(again.trials) == outcome(brought.trials)
     with pytest.raises(ConfigError, match=r"prepare is a name, .* or a Preparation, found 3"):

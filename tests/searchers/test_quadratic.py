@@ -1,4 +1,4 @@
-"""The surface is the textbook's: likelihood, slope, posterior and draws, in both ways of computing."""
+"""The surface is the textbook's: evidence, its maximum, posterior and draws, of few trials and of many."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from abcsearch.searchers.quadratic import Form, Quadratic, Surface, _spread, _Sums
+from abcsearch.searchers.quadratic import Form, Quadratic, Surface
 from abcsearch.space import Dimension, SearchSpace
 
 
@@ -36,6 +36,25 @@ def unexplained(quadratic, indices, fitness):
     return fitness - quadratic.columns(indices) @ quadratic.expected
 
 
+def variances(quadratic, log_variances):
+    """The prior variance of every column: that of its kind; the constant is nearly free."""
+    return np.concatenate([[CONSTANT], np.exp(log_variances)[quadratic.kinds]])
+
+
+def log_probability(quadratic, indices, targets, log_variances):
+    """Of trials and log variances, without the constant of normals: by the whole covariance of the trials.
+
+    Log variances are normal about the prior's.
+    """
+    columns = quadratic.columns(indices)
+    covariance = (columns * variances(quadratic, log_variances)) @ columns.T
+    covariance += np.exp(log_variances[-1]) * np.eye(len(targets))
+    dense = stats.multivariate_normal(columns @ quadratic.expected, covariance).logpdf(targets)
+    away = (log_variances - quadratic.prior()) / SPREAD
+    return dense + len(targets) / 2 * np.log(2 * np.pi) - away @ away / 2
+
+
+CONSTANT, SPREAD = 10.0, 2.0  # variance of the constant, deviation of log variances
 FEW, MANY = 8, 40  # trials: less and more than the 15 columns of three dimensions and what is known
 
 
@@ -115,44 +134,20 @@ def test_a_space_without_a_choice_has_a_constant_only():
     np.testing.assert_array_equal(columns, np.eye(4)[0] * np.ones((4, 1)))
 
 
-@pytest.mark.parametrize("n", [FEW, MANY])
-def test_likelihood_is_that_of_a_dense_normal(n):
-    quadratic, indices, targets, start = problem(n)
-    columns = quadratic.columns(indices)
-    parts = _Sums(quadratic, indices, targets)
-    assert parts._few == (n == MANY)
-    for log_variances in (start, start + 1, quadratic.prior()):
-        covariance = (columns * _spread(log_variances, quadratic.kinds)) @ columns.T
-        covariance += np.exp(log_variances[-1]) * np.eye(n)
-        dense = stats.multivariate_normal(columns @ quadratic.expected, covariance).logpdf(targets)
-        constant = -n / 2 * np.log(2 * np.pi)  # left out there
-        assert parts.loss(log_variances)[0] == pytest.approx(constant - dense, rel=1e-9, abs=1e-8)
-
-
-@pytest.mark.parametrize("n", [FEW, MANY])
-def test_slope_is_that_of_finite_differences(n):
-    quadratic, indices, targets, start = problem(n, seed=1)
-    parts = _Sums(quadratic, indices, targets)
-    step = 1e-5
-    differences = [
-        (parts.loss(start + step * unit)[0] - parts.loss(start - step * unit)[0]) / (2 * step)
-        for unit in np.eye(9)
-    ]
-    np.testing.assert_allclose(parts.loss(start)[1], differences, rtol=1e-5, atol=1e-7)
-
-
 @pytest.mark.parametrize("n", [FEW, 14, 15, 16, MANY])
-def test_both_ways_of_the_likelihood_agree(n):
-    quadratic, indices, targets, start = problem(n, seed=2)
-    columns = quadratic.columns(indices)
-    few, many = (_Sums.__new__(_Sums) for _ in range(2))
-    for parts in (few, many):
-        parts._targets, parts._kinds = targets, quadratic.kinds
-    few._gram, few._seen = columns.T @ columns, columns.T @ targets
-    many._kernels = quadratic.kernels(indices)
-    one, other = few._from_columns(start), many._from_trials(start)
-    assert one[0] == pytest.approx(other[0], rel=1e-9)
-    np.testing.assert_allclose(one[1], other[1], rtol=1e-7, atol=1e-9)
+def test_evidence_is_the_most_that_any_variances_have(n):
+    """That of a dense normal at the variances found, and no step from there leads to more."""
+    quadratic, indices, targets, start = problem(n)
+    surface = Surface(quadratic, start)
+    for _ in range(10):  # each goes on from the last
+        surface.estimate(indices, targets)
+    here = surface.log_variances
+    best = log_probability(quadratic, indices, targets, here)
+    assert surface.evidence == pytest.approx(best, rel=1e-9, abs=1e-8)
+    for direction in (*np.eye(9), *-np.eye(9)):
+        for step in (0.01, 0.1, 1.0):
+            near = log_probability(quadratic, indices, targets, here + step * direction)
+            assert near < best + 1e-4 * step
 
 
 def test_kernels_are_those_of_the_columns():
@@ -217,7 +212,7 @@ def test_posterior_and_draws_are_the_textbooks(n):
     surface = Surface(quadratic, log_variances)
     surface.condition(indices, targets)
     columns, noise = quadratic.columns(indices), np.exp(log_variances[-1])
-    prior = _spread(log_variances, quadratic.kinds)
+    prior = variances(quadratic, log_variances)
     covariance = np.linalg.inv(columns.T @ columns / noise + np.diag(1 / prior))
     left = unexplained(quadratic, indices, targets)
     mean = quadratic.expected + covariance @ columns.T @ left / noise
@@ -239,7 +234,7 @@ def test_estimation_finds_noise_and_never_gets_worse():
         targets = clean / clean.std() * (1 - share) ** 0.5 + rng.normal(size=300) * share**0.5
         targets = (targets - targets.mean()) / targets.std()
         surface = Surface(quadratic, quadratic.prior())
-        before = -_Sums(quadratic, indices, targets).loss(quadratic.prior())[0]
+        before = log_probability(quadratic, indices, targets, quadratic.prior())
         surface.estimate(indices, targets)
         assert surface.evidence > before
         assert share / 1.5 < np.exp(surface.log_variances[-1]) < share * 1.5
@@ -297,12 +292,11 @@ def test_variances_at_the_ends_of_their_range_can_be_factored(end):
         for corner in itertools.product((-8, 8), repeat=2):
             log_variances = quadratic.prior() + corner[0]
             log_variances[-1] = quadratic.prior()[-1] + end * corner[1]
-            value, slope = _Sums(quadratic, indices, fitness).loss(log_variances)
             surface = Surface(quadratic, log_variances)
             surface.condition(indices, fitness)
-            assert np.isfinite(
-                [value, *slope, *surface.mean, *surface.draw(np.random.default_rng(0))]
-            ).all()
+            numbers = [*surface.mean, *surface.draw(np.random.default_rng(0))]
+            surface.estimate(indices, fitness)
+            assert np.isfinite([*numbers, surface.evidence, *surface.log_variances]).all()
 
 
 def test_many_trials_in_many_dimensions():

@@ -87,7 +87,7 @@ def test_it_is_collected_over_calls_and_images_have_no_values():
     goal = Objective(loss=nn.functional.cross_entropy, metrics={}, whole={"f1": F1})
     tally = Tally(goal, kept="f1")
     for positions in torch.arange(30).split(11):
-        tally.take(nn.Flatten(), split.part(positions))
+        tally.add(nn.Flatten(), split.part(positions))
         partly = tally.means()
     assert partly == score(nn.Flatten(), split, objective=goal)
     assert tally.values() is None

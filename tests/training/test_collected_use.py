@@ -72,7 +72,7 @@ def test_every_scoring_collects_anew_and_no_batch_size_matters():
         assert found["outputs"] == 23
     tally = Tally(spread())
     for _ in range(2):  # asking changes nothing, and more images may follow
-        tally.take(nn.Flatten(), split)
+        tally.add(nn.Flatten(), split)
         assert tally.means() == tally.means()
     assert tally.means()["outputs"] == tally.count == 46
 

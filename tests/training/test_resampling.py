@@ -87,7 +87,7 @@ def split(n=60):
 
 def test_means_of_images_are_drawn_with_their_standard_error():
     tally = Tally(CLASSIFICATION, resampled=True)
-    tally.take(nn.Flatten(), split(), batch_size=7)
+    tally.add(nn.Flatten(), split(), batch_size=7)
     drawn = tally.resampled()
     assert list(drawn) == ["top1", "top5"]  # losses are not shown
     share = tally.means()["top1"]
@@ -123,7 +123,7 @@ def goal(**whole):
 
 def test_metrics_that_do_not_say_have_none():
     tally = Tally(goal(silent=Silent), resampled=True)
-    tally.take(nn.Flatten(), split())
+    tally.add(nn.Flatten(), split())
     assert list(tally.resampled()) == ["top1"]
     assert list(tally.means()) == ["silent", "top1"]
 
@@ -137,6 +137,6 @@ def test_metrics_that_do_not_say_have_none():
 )
 def test_what_a_metric_of_the_user_returns_is_checked(kind, said):
     tally = Tally(goal(wrong=kind), resampled=True)
-    tally.take(nn.Flatten(), split())
+    tally.add(nn.Flatten(), split())
     with pytest.raises(ConfigError, match=said):
         tally.resampled()

@@ -63,7 +63,7 @@ def hrank(maps: torch.Tensor) -> torch.Tensor:
 
 
 def pooled(maps: torch.Tensor) -> torch.Tensor:
-    """Mean over height and width."""
+    """Mean over height and width, (batch, channels, ...) to (batch, channels)."""
     return maps.mean(dim=(2, 3), dtype=torch.float64)
 
 

@@ -83,7 +83,7 @@ class RandomCriterion(Criterion):
     """A random order per group, drawn from the seed: what every other criterion should beat."""
 
     def scores(self, subject: Subject) -> list[NDArray[np.float64] | None]:
-        """Returns a permutation of 0 ... channels - 1 per group."""
+        """Returns a permutation of 0 ... channels - 1 per group, (channels,) each."""
         groups = subject.graph.prunable
         streams = [numpy_stream(subject.seed, "ranking", index) for index in range(len(groups))]
         return [

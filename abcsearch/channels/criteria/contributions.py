@@ -34,7 +34,7 @@ class ContributionCriterion(ReadingCriterion):
     """
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
-        """Returns the scores for the Gram matrix of all readers."""
+        """Returns the scores for the Gram matrix of all readers, (channels,); arguments as of the base class."""
         products = (
             torch.stack([read.contributions(units) for read, units in reads]).sum(dim=0).numpy()
         )
@@ -63,7 +63,7 @@ class ThiNet(ContributionCriterion):
     """
 
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
-        """Returns the greedy order, and the error at every step."""
+        """Returns the greedy order, and the error at every step, for (channels, channels)."""
         strength = gram.diagonal()
         # Of each channel and the sum of what is removed; of that sum alone
         together, error = (np.zeros(len(gram)), 0.0)
@@ -96,7 +96,7 @@ class ThiNetTpami(ContributionCriterion):
     """
 
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
-        """Returns the greedy order from its end, and the error before each channel is kept."""
+        """Returns the greedy order from its end, and the error before each channel is kept, for (channels, channels)."""
         strength, target = gram.diagonal(), gram.sum(axis=1)
         whole = max(float(target.sum()), 0.0)
         kept: list[int] = []
@@ -141,7 +141,7 @@ class Lasso(ContributionCriterion):
     """
 
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
-        """Returns the order of the path from its end, and the penalties."""
+        """Returns the order of the path from its end, and the penalties, for (channels, channels)."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import lars_path_gram  # a second to import
 

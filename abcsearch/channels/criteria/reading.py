@@ -206,7 +206,7 @@ class RefitCriterion(ReadingCriterion):
         warn_of_few(few, "samples", FEW)
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
-        """Returns the growth of the error when each channel goes."""
+        """Returns the growth of the error when each channel goes, (channels,)."""
         return eliminate([read.fit(units) for read, units in reads], len(reads[0][1]))
 
 

@@ -108,7 +108,7 @@ class Subspace(ReadingCriterion):
         warn_of_few(few, "samples", FEW)
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
-        """Returns the scores for the channels' second moments in all readers."""
+        """Returns the scores for the channels' second moments in all readers, (channels,)."""
         return self.of(
             torch.stack([by_channel(read.by_unit, units) for read, units in reads])
             .sum(dim=0)

@@ -147,42 +147,68 @@ def _contract(
     flow: Flow, op: Op, terms: list[str], right: str, operands: list[Operand]
 ) -> Layout | None:
     """Follows the letters of all operands."""
-    lengths = {
-        (letter, n)
-        for term, o in zip(terms, operands, strict=True)
-        for letter, n in zip(term, o.value, strict=True)
-    }
-    if len(lengths) > len({letter for letter, _ in lengths}) and any(
-        o.layout is not None for o in operands
-    ):
-        msg = "an axis of one entry is repeated"
-        raise NoRuleError(msg)
+    _check_lengths(terms, operands)
     letter, positions = _channel_letter(flow, terms, operands)
     if letter is None:
         return None
+    computed = [o for o in operands if o.layout is not None and o.parameter is None]
+    flow.attends = flow.attends or len(computed) > 1
     meets = [(term, o) for term, o in zip(terms, operands, strict=True) if letter in term]
-    flow.attends = (
-        flow.attends or sum(o.layout is not None and o.parameter is None for o in operands) > 1
-    )
+    if letter in right:
+        _meet(flow, op, meets, letter, positions)
+        return Layout(right.index(letter), positions)
     weights = [(term, o) for term, o in meets if o.parameter is not None]
-    if letter not in right and (len(meets) != 2 or len(weights) != 1):
+    if len(meets) != 2 or len(weights) != 1:
         # A sum over channels is exact only where the parameter that it meets loses them as well.
         msg = "it sums over channels without a weight of its own for each"
         raise NoRuleError(msg)
+    _meet(flow, op, meets, letter, positions, reads=True)
+    ((term, weight),) = weights
+    others = [t for t, o in zip(terms, operands, strict=True) if o is not weight]
+    return _computed(flow, right, term, weight, "".join(others))
+
+
+def _check_lengths(terms: list[str], operands: list[Operand]) -> None:
+    """Raises NoRuleError if a letter stands for axes of two lengths, as where torch repeats one, and there are channels.
+
+    Args:
+        terms: of every operand, the letters of its axes.
+        operands: tensors.
+    """
+    if all(operand.layout is None for operand in operands):
+        return
+    lengths: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        for letter, length in zip(term, operand.value, strict=True):
+            if lengths.setdefault(letter, length) != length:
+                msg = "an axis of one entry is repeated"
+                raise NoRuleError(msg)
+
+
+def _meet(
+    flow: Flow,
+    op: Op,
+    meets: list[tuple[str, Operand]],
+    letter: str,
+    positions: NDArray[np.int64],
+    *,
+    reads: bool = False,
+) -> None:
+    """Has parameters lose the channels that meet them, and keeps those that meet what never changes.
+
+    Args:
+        flow: of the analysis.
+        op: the product.
+        meets: letters and operand, of those that have the letter.
+        letter: of the channels.
+        positions: of these, (channels,).
+        reads: whether the product sums over them.
+    """
     for term, operand in meets:
         if operand.parameter is not None:
-            flow.parameter(
-                operand.parameter, term.index(letter), positions, reads=letter not in right
-            )
+            flow.parameter(operand.parameter, term.index(letter), positions, reads=reads)
         elif operand.layout is None:
             flow.fix(positions, f"{op.name}: combined with {operand.why}")
-    if letter in right:
-        return Layout(right.index(letter), positions)
-    ((term, weight),) = weights
-    others = "".join(
-        other for other, operand in zip(terms, operands, strict=True) if operand is not weight
-    )
-    return _computed(flow, right, term, weight, others)
 
 
 def _channel_letter(

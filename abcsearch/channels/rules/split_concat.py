@@ -36,30 +36,33 @@ if TYPE_CHECKING:
 @rule_for(torch.cat, torch.concat, torch.concatenate, torch.stack, thorough=True)
 def concatenation(flow: Flow, op: Op) -> Layout | None:
     """Along channels: one after the other. Along another axis: the same channels in every part."""
-    pieces, dim = op.argument(0, "tensors"), op.argument(1, "dim", op.kwargs.get("axis", 0))
-    known = isinstance(pieces, tuple | list) and all(
-        isinstance(p, Operand) and p.is_tensor for p in pieces
-    )
-    pieces = pieces.parts if isinstance(pieces, Operand) else pieces
-    if not known and not pieces:
-        msg = "one part is not a tensor"
-        raise NoRuleError(msg)
-    # Torch passes over empty tensors without axes
-    pieces = [piece for piece in pieces if tuple(piece.value) != (0,)]
+    pieces = _pieces(op.argument(0, "tensors"))
     layouts = [piece.layout for piece in pieces if piece.layout is not None]
     if not layouts:
         return None
-    (axis,), current = axes_of(dim, len(op.value)), layouts[0].axis
+    (axis,) = axes_of(op.argument(1, "dim", op.kwargs.get("axis", 0)), len(op.value))
+    current = layouts[0].axis
     if any(layout.axis != current for layout in layouts):
         msg = "the parts have their channels at different axes"
         raise NoRuleError(msg)
+    every = [_channels(flow, op, piece, current) for piece in pieces]
     stacked = op.target is torch.stack
     if axis == current and not stacked:
-        return Layout(axis, np.concatenate([_channels(flow, op, piece, axis) for piece in pieces]))
-    positions = [_channels(flow, op, piece, current) for piece in pieces]
-    for other in positions[1:]:
-        flow.tie(positions[0], other)
-    return Layout(current + (stacked and axis <= current), positions[0])
+        return Layout(axis, np.concatenate(every))
+    for other in every[1:]:
+        flow.tie(every[0], other)
+    # A new axis before the channels moves them one further.
+    return Layout(current + (stacked and axis <= current), every[0])
+
+
+def _pieces(given: Any) -> list[Operand]:  # noqa: ANN401 - an argument
+    """Returns the tensors that are put together: a list of them, or what an operation has returned several of."""
+    pieces = given.parts if isinstance(given, Operand) else given
+    if not pieces and not isinstance(given, tuple | list):
+        msg = "one part is not a tensor"
+        raise NoRuleError(msg)
+    # Torch passes over empty tensors without axes
+    return [piece for piece in pieces if tuple(piece.value) != (0,)]
 
 
 def _channels(flow: Flow, op: Op, part: Operand, axis: int) -> NDArray[np.int64]:

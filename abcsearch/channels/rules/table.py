@@ -178,7 +178,7 @@ def numbers_plain(operands: Sequence[Operand]) -> None:
 
 
 def equal_runs(flow: Flow, positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Ties the same channels of `count` equal runs; returns the first run."""
+    """Ties the same channels of `count` equal runs of positions, (count * n,); returns the first run, (n,)."""
     lanes = positions.reshape(count, -1)
     for lane in lanes[1:]:
         flow.tie(lanes[0], lane)

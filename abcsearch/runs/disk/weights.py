@@ -43,7 +43,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     Warns:
         UserWarning: if names without the prefix of the network's are left out.
     """
-    found = _read(Path(path))
+    found = _read_state_dict(Path(path))
     prefix = wrapper_prefix(model, found)
     others = [name for name in found if not name.startswith(prefix)]
     if others:
@@ -101,7 +101,7 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Returns the tensors of a checkpoint by name."""
     if not path.is_file():
         what = (
