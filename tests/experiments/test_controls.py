@@ -18,7 +18,8 @@ TINY = {
         "data.validation=0.2",
     ],
 }
-FEW = ["n_trials=2", "evaluator.calibration_images=64", "evaluator.batch_size=32"]
+FEW = [f"{table}.threads=1" for table in ("pretrain", "evaluator", "finetune")]
+FEW += ["n_trials=2", "evaluator.calibration_images=64", "evaluator.batch_size=32"]
 
 
 @pytest.fixture
