@@ -253,9 +253,8 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
     """
     plain: dict[str, Any] = {"finetune": {}}
     for override in overrides:
-        set_override(
-            plain, override if override.startswith("finetune.") else f"finetune.{override}"
-        )
+        short = "=" in override and not override.startswith("finetune.")
+        set_override(plain, f"finetune.{override}" if short else override)
     return _recipe("finetune", plain["finetune"], recipe)
 
 

@@ -33,12 +33,14 @@ class SpaceOptions(WidthOptions):
         fixed: paths of modules whose output channels all stay.
         renormalise: whether norms over channels (layer norm ...) are computed over the channels that are left;
             otherwise they fix their channels.
+        ranks: whether layers may also become products of two smaller ones, whose ranks are searched with the widths.
         hardware: whether only widths are offered that are fast where [latency] says that the network will run, as
             measured when the run begins: at every keep ratio the largest of them.
     """
 
     fixed: tuple[str, ...] = ()
     renormalise: bool = True
+    ranks: bool = False
     hardware: bool = False
 
     def __post_init__(self) -> None:

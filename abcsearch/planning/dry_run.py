@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Constraint
+    from abcsearch.channels.graph import ChannelGraph
     from abcsearch.runs.disk.setup import SetUp
     from abcsearch.runs.front_settings import Front
     from abcsearch.runs.settings import RunConfig, SpaceOptions
@@ -180,6 +181,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         free=sum(len(dimension.choices) > 1 for dimension in space.dimensions),
         structures=str(space.size),
         kept=_kept(config.space),
+        ranks=_of_ranks(graph),
         budget=_reach(task.constraint),
         prepare=config.prepare,
         needs="" if needs is None else needs.line,
@@ -216,6 +218,17 @@ def _kept(options: SpaceOptions) -> str:
     widths = f"layers keep {lowest:g} to alpha = {options.alpha:g} of their channels by step = {options.step:g}{whole}"
     fast = ", hardware = true: only widths that are fast" if options.hardware else ""
     return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}{fast}"
+
+
+def _of_ranks(graph: ChannelGraph) -> tuple[str, ...]:
+    """Returns lines on layers that may be products of two smaller ones, and why others stay whole; () without ranks."""
+    if not graph.ranks:
+        return ()
+    reasons = Counter(graph.unranked.values())
+    return (
+        f"{plural(len(graph.ranks), 'layer')} may be products of two smaller ones, at ranks that save MACs",
+        *(f"{count} stay whole: {reason}" for reason, count in reasons.items()),
+    )
 
 
 def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher) -> int:
