@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-checkpoints bench-chain bench-cifar10 bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-alpha bench-checkpoints bench-chain bench-cifar10 bench-controls bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-latency bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -114,6 +114,9 @@ bench-cifar10: $(VENV)/.installed-bench ## searchers on CIFAR-10 at equal budget
 bench-digits: $(VENV)/.installed ## the table of experiments/digits/README.md: the demo with seeds 0 to 4
 	@$(BIN)/python -m experiments.digits.seeds
 
+bench-alpha: $(VENV)/.installed ## whether layers should be able to keep all their channels (minutes); ARGS="--name small_resnet", ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.alpha $(or $(ARGS),--redraw)
+
 bench-depth: $(VENV)/.installed ## what every command takes with networks of 500 and 2000 layers (half an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.depth $(ARGS)
 
@@ -123,6 +126,9 @@ bench-evaluation: $(VENV)/.installed ## what an evaluation costs above its forwa
 bench-chain: $(VENV)/.installed ## what each link of a chain is worth: low rank, int8, sparsity, codebooks (20 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.chain.links $(ARGS)
 
+bench-controls: $(VENV)/.installed ## the winner, its structure with other weights, and other structures, five seeds of digits (10 minutes); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.controls $(ARGS)
+
 bench-criteria: $(VENV)/.installed ## what each criterion is worth, with and without repair (hours); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.criteria $(ARGS)
 
@@ -131,6 +137,9 @@ bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as f
 
 bench-gpu: $(VENV)/.installed-dev $(VENV)/.installed-bench ## what only a GPU shows, in ten minutes; ARGS="--data FOLDER --weights FILE", ARGS=--tiny on a CPU
 	@$(THREADS) $(BIN)/python -m experiments.gpu $(ARGS)
+
+bench-latency: $(VENV)/.installed-bench ## how well forward time is predicted, by network, runtime and batch (an hour; what there is, is not measured again); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.latency $(ARGS)
 
 bench-old-runs: $(VENV)/.installed ## how soon a run of 200 000 trials is looked at and goes on (3 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.old_runs $(ARGS)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from abcsearch.channels.group import ChannelGroup as ChannelGroup
     from abcsearch.channels.groups import UnsupportedOpWarning as UnsupportedOpWarning
     from abcsearch.channels.groups import trace_channels as trace_channels
+    from abcsearch.channels.options import LatencyOptions as LatencyOptions
     from abcsearch.channels.orders import Ranking as Ranking
     from abcsearch.channels.ranking import rank_channels as rank_channels
     from abcsearch.channels.repair import Repaired as Repaired
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
     from abcsearch.training.objectives import Objective as Objective
     from abcsearch.training.recipe import PRESETS as PRESETS
     from abcsearch.training.recipe import Recipe as Recipe
+    from abcsearch.training.refining import refine as refine
     from abcsearch.training.scoring import score as score
     from abcsearch.transforms.base import Applied as Applied
     from abcsearch.transforms.base import Transform as Transform
@@ -121,6 +123,8 @@ if TYPE_CHECKING:
     from abcsearch.transforms.low_rank import LowRank as LowRank
     from abcsearch.transforms.low_rank import low_rank as low_rank
     from abcsearch.transforms.options import LinkOptions as LinkOptions
+    from abcsearch.transforms.ranked import Ranked as Ranked
+    from abcsearch.transforms.ranked import with_ranks as with_ranks
     from abcsearch.transforms.registry import TRANSFORMS as TRANSFORMS
     from abcsearch.transforms.sparse import sparsify as sparsify
     from abcsearch.trial import Evaluation as Evaluation
@@ -182,6 +186,7 @@ _HOME = {
     "chain_model": "abcsearch.results.chain",
     "Chain": "abcsearch.results.links",
     "SeedsResult": "abcsearch.runs.seeds",
+    "LatencyOptions": "abcsearch.channels.options",
     "SpaceOptions": "abcsearch.runs.settings",
     "Searcher": "abcsearch.searchers.base",
     "BeeColony": "abcsearch.searchers.bee_colony",
@@ -221,6 +226,7 @@ _HOME = {
     "Objective": "abcsearch.training.objectives",
     "PRESETS": "abcsearch.training.recipe",
     "Recipe": "abcsearch.training.recipe",
+    "refine": "abcsearch.training.refining",
     "score": "abcsearch.training.scoring",
     "CRITERIA": "abcsearch.channels.criteria",
     "DATASETS": "abcsearch.data.registry",
@@ -233,6 +239,8 @@ _HOME = {
     "codebook": "abcsearch.transforms.codebook",
     "LowRank": "abcsearch.transforms.low_rank",
     "low_rank": "abcsearch.transforms.low_rank",
+    "Ranked": "abcsearch.transforms.ranked",
+    "with_ranks": "abcsearch.transforms.ranked",
     "LinkOptions": "abcsearch.transforms.options",
     "TRANSFORMS": "abcsearch.transforms.registry",
     "sparsify": "abcsearch.transforms.sparse",

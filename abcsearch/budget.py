@@ -2,8 +2,9 @@
 
 A `Budget` is what the user states (fractions of the full network or absolute numbers). Bound to a space and its costs
 it becomes a `Constraint`, which is all that searchers see: it measures violations and repairs candidates. Costs must
-grow with every width and block (more kept channels never cost less), as macs, flops, params and peak activation do, and
-not depend on criteria, which no repair therefore changes.
+grow with every width, block and rank (more kept channels never cost less), as macs, flops and params do, and peak
+activation but for ranks, and not depend on criteria, which no repair therefore changes. What comes of a repair is
+checked: costs that fall here and there only make it longer.
 """
 
 from __future__ import annotations

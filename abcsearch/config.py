@@ -6,8 +6,8 @@ seed, n_trials, criterion, max_failures, baselines, known, rewind      top level
 [pretrain]   training recipe of the base network: preset, and changes to it
 [budget]     macs, params, flops; or [[budgets]], several of them that are searched in one run
 [[peers]]    name, macs, accuracy: of networks of others, for the report of several budgets
-[space]      alpha, step, lowest, levels, divisor, fixed, renormalise
-[latency]    how forward time is measured
+[space]      alpha, step, lowest, levels, divisor, fixed, renormalise, hardware
+[latency]    where and how forward time is measured: runtime, threads, batch, repeats, finalists, check
 [searcher]   name, and the searcher's own options
 [evaluator]  name, and the evaluator's own options
 [prepare]    name, and the preparation's own options: what is trained before the search
@@ -41,6 +41,7 @@ from abcsearch.preparation.registry import PREPARATIONS, check_preparation_optio
 from abcsearch.records import check_value
 from abcsearch.runs.front_settings import Front, Peer
 from abcsearch.runs.settings import (
+    NO_LATENCY,
     ModelSettings,
     Part,
     RunConfig,
@@ -227,6 +228,9 @@ def _parsed(plain: Mapping[str, Any], problems: list[str]) -> RunConfig | None:
             check_rewind(values.get("rewind", 0), values.get("pretrain"))
         except ConfigError as error:
             problems.append(str(error))
+    space = values.get("space")
+    if space is not None and space.hardware and "latency" not in plain:
+        problems.append(NO_LATENCY)
     return None if problems else RunConfig(**values)
 
 
@@ -249,9 +253,8 @@ def parse_recipe(overrides: Sequence[str], recipe: Recipe) -> Recipe:
     """
     plain: dict[str, Any] = {"finetune": {}}
     for override in overrides:
-        set_override(
-            plain, override if override.startswith("finetune.") else f"finetune.{override}"
-        )
+        short = "=" in override and not override.startswith("finetune.")
+        set_override(plain, f"finetune.{override}" if short else override)
     return _recipe("finetune", plain["finetune"], recipe)
 
 

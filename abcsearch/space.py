@@ -2,7 +2,8 @@
 
 A candidate is a tuple with one value per dimension. For a dimension of kind "width" the value is the number of kept
 channels; for kind "block" it is 1 (keep) or 0 (drop the whole block); for kind "criterion" it is the number of the
-criterion by which the channels of a width are chosen, and has no order.
+criterion by which the channels of a width are chosen, and has no order; for kind "rank" it is the rank at which a
+layer is a product of two, or all of it: then the layer stays whole.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 Candidate = tuple[int, ...]
 
-KINDS = ("width", "block", "criterion")
+KINDS = ("width", "block", "criterion", "rank")
 
 # The columns of `SearchSpace.descriptors` as `ChannelGraph.space` gives them. Of a width: the unpruned layer that makes
 # the channels (of several, the first): channels that it reads and makes, height and width of its input, stride and
 # kernel size along the height; and the MACs of all layers that make them. Of a block: channels, height and width of its
-# input, stride and kernel size of its first layer, and the MACs of all its layers. Of a criterion: those of its width.
+# input, stride and kernel size of its first layer, and the MACs of all its layers. Of a criterion: those of its width. Of
+# a rank: those of its layer.
 LAYER_DESCRIPTORS = ("in_channels", "out_channels", "height", "width", "stride", "kernel", "macs")
 
 
@@ -41,8 +43,9 @@ class Dimension:
 
     Attributes:
         name: the name of the channel group or block; of a criterion, another one.
-        kind: "width" (kept channels), "block" (1 keep, 0 drop) or "criterion" (which criterion chooses the channels).
-        choices: the allowed values, strictly ascending; widths are >= 1, criteria are 0, 1, 2 ...
+        kind: "width" (kept channels), "block" (1 keep, 0 drop), "criterion" (which criterion chooses the channels) or
+            "rank" (of a layer that is a product of two; the full rank: it stays whole).
+        choices: the allowed values, strictly ascending; widths and ranks are >= 1, criteria are 0, 1, 2 ...
         full: the value in the unpruned network; by default the largest choice. It may lie above every choice: with
             alpha = 0.9 a layer keeps at most 90 % of its channels. Of a criterion it is 0: all keep all channels.
         of: the name of the width that a criterion belongs to; "" of other kinds.
@@ -54,7 +57,7 @@ class Dimension:
     """
 
     name: str
-    kind: Literal["width", "block", "criterion"]
+    kind: Literal["width", "block", "criterion", "rank"]
     choices: tuple[int, ...]
     full: int = 0
     of: str = ""
@@ -74,12 +77,13 @@ class Dimension:
             msg = f"choices of dimension {self.name!r} must be strictly ascending, found {choices}"
             raise CandidateError(msg)
         if self.kind not in KINDS:
-            msg = f'dimension {self.name!r} has kind {self.kind!r}; choose "width", "block" or "criterion"'
+            msg = f'dimension {self.name!r} has kind {self.kind!r}; choose "width", "block", "criterion" or "rank"'
             raise CandidateError(msg)
         rules = {
             "width": ("widths are at least 1", choices[0] >= 1),
             "block": ("block switches are 0 or 1", choices[0] >= 0 and choices[-1] <= 1),
             "criterion": ("criteria are numbered from 0", choices == tuple(range(len(choices)))),
+            "rank": ("ranks are at least 1", choices[0] >= 1),
         }
         rule, holds = rules[self.kind]
         if not holds:
@@ -151,7 +155,7 @@ class SearchSpace:
         return tuple(dimension.full for dimension in self.dimensions)
 
     def widths(self, candidate: Candidate) -> dict[str, tuple[int, int]]:
-        """Returns kept and full channels by name of dimension; of a block, whether it is kept (1 or 0) and 1."""
+        """Returns kept and full channels, or ranks, by name; of a block, whether it is kept (1 or 0) and 1."""
         pairs = zip(self.dimensions, candidate, strict=True)
         return {d.name: (value, d.full) for d, value in pairs if d.kind != "criterion"}
 
@@ -162,7 +166,7 @@ class SearchSpace:
 
     @cached_property
     def ordered(self) -> NDArray[np.bool_]:
-        """Which dimensions have an order, (n_dims,): widths and blocks, on which costs depend; criteria have none."""
+        """Which dimensions have an order, (n_dims,): widths, blocks and ranks, on which costs depend; not criteria."""
         return np.array([dimension.kind != "criterion" for dimension in self.dimensions])
 
     @cached_property
@@ -198,8 +202,8 @@ class SearchSpace:
     def features(self) -> NDArray[np.float64]:
         """Layer descriptors, shape (n_dims, n_features), float64, unnormalised.
 
-        The first columns are always: index, kind (0 width, 1 block, 2 criterion), full value, number of choices; the
-        given descriptors follow.
+        The first columns are always: index, kind (0 width, 1 block, 2 criterion, 3 rank), full value, number of
+        choices; the given descriptors follow.
         """
         rows = [
             (
@@ -216,7 +220,7 @@ class SearchSpace:
     def uniform(self, ratio: float) -> Candidate:
         """Returns the structure whose widths are the choices nearest to `ratio` * channels, all blocks kept.
 
-        Criteria are the first ones.
+        Criteria are the first ones; no layer is a product.
 
         Args:
             ratio: keep ratio in (0, 1]. Of two equally near choices the smaller is taken.

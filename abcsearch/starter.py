@@ -23,6 +23,7 @@ _CLASSES, _CHANNELS = (
     ("in_channels", "in_chans", "channels"),
 )
 _NUMBERED = ("torchvision.", "timm.")  # whose functions take num_classes by **kwargs
+_MILD = 0.7  # share of the MACs
 _LOOKED_AT = 20  # images whose size is looked at
 _SPLITS = ("train", "val", "valid", "validation", "test")
 # Data sets that say their classes
@@ -47,9 +48,9 @@ name = {data}  # a name of `abcsearch list datasets`, or package.module:function
 [budget]
 macs = {macs}  # share of the full network's multiply-accumulates; or params, flops, peak_activation, latency_ms
 
-# Which widths there are; these are the defaults.
+# Which widths there are{defaults}.
 [space]
-alpha = 0.9                    # the largest share of its channels that a layer keeps; 1.0: all may stay
+alpha = {alpha}                    # the largest share of its channels that a layer keeps; 1.0: all may stay
 step = 0.1                     # shares between
 levels = ["filter", "stage"]   # inside blocks, whole stages; "block": whole blocks may go
 # divisor = 8                  # widths in multiples of 8 are faster on many machines
@@ -104,6 +105,7 @@ class _Seen:
         classes: their number, or None where that is not seen.
         channels: of an image, likewise.
         size: height and width that all images share, or None.
+        shorter: the shorter side that half of the images reach; None where none was looked at.
         notes: what there is to say of it.
     """
 
@@ -112,6 +114,7 @@ class _Seen:
     classes: int | None = None
     channels: int | None = None
     size: int | None = None
+    shorter: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -131,6 +134,9 @@ def starter(wish: Wish, out: str = "config.toml") -> str:
     return _TEXT.format(
         out=out,
         trials=wish.trials,
+        # Beyond it layers that keep 0.9 at most leave MACs over
+        alpha=1.0 if wish.macs > _MILD else 0.9,
+        defaults="" if wish.macs > _MILD else "; these are the defaults",
         macs=wish.macs,
         model=_text(wish.model),
         model_lines="\n".join(_model_lines(wish, seen, options)),
@@ -162,7 +168,11 @@ def _data_lines(wish: Wish, seen: _Seen) -> Iterator[str]:
         yield f"path = {_text(seen.path)}"
     if seen.name == "image_folder":
         wanted = INPUT_SHAPES.get(wish.model, IMAGENET_SHAPE)[1]
-        if seen.size is None:
+        # Of a network of the user's own nobody knows what it was trained with
+        known = wish.model in INPUT_SHAPES or wish.model.startswith(_NUMBERED)
+        if seen.size is None and not known and seen.shorter is not None and seen.shorter < wanted:
+            yield f"size = {seen.shorter}  # images are resized to it: about as large as they are; larger ones take longer"
+        elif seen.size is None:
             yield f"size = {wanted}  # images are resized to it: what the network was trained with"
         else:
             yield f"# size = {wanted}  # to resize them; as they are, all are {seen.size}x{seen.size}"
@@ -221,8 +231,9 @@ def _folder(path: Path) -> _Seen:
         found = ", ".join(sorted(own.name for own in islice(path.iterdir(), 8))) or "nothing"
         msg = f"--data {path}: images lie in {path}/train/CLASS/IMAGE and {path}/val/CLASS/IMAGE (and {path}/test, if "
         raise ConfigError(f"{msg}there is one), found {found}: sort them so")
-    sizes = {size for own in classes for size in _sizes(own, max(1, _LOOKED_AT // len(classes)))}
-    width, height = sizes.pop() if len(sizes) == 1 else (0, 1)
+    sizes = [size for own in classes for size in _sizes(own, max(1, _LOOKED_AT // len(classes)))]
+    width, height = sizes[0] if len(set(sizes)) == 1 else (0, 1)
+    shorter = sorted(min(size) for size in sizes)
     roles = {"train": "training", "test": "test, seen in the end only"}
     held = [name for name in there if name not in roles]
     if held:
@@ -239,6 +250,7 @@ def _folder(path: Path) -> _Seen:
         classes=len(classes),
         channels=3,  # whatever the files have: they are read as RGB
         size=width if width == height else None,
+        shorter=shorter[len(shorter) // 2] if shorter else None,
         notes=(own,),
     )
 

@@ -360,7 +360,7 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
         if status.preparing is not None:
             return f"not running, stopped while {status.preparing}; {again}"
         if search.undecided:
-            return f"all trials are finished, the best are still to be scored in full; {again}"
+            return f"all trials are finished, the best are still to be scored in full or measured; {again}"
         only = search.done >= search.total or status.exhausted  # it can be exported and reported
         return (
             f"{'search finished, its random baseline is not' if only else 'not running'}; {again}"

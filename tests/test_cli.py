@@ -563,12 +563,35 @@ def test_the_shell_completes_commands_and_kinds(tmp_path):
     assert looking.KINDS == KINDS
 
 
-def test_help_imports_no_torch(tmp_path):
-    code = "import sys; from abcsearch import cli; print([m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules])"
+HEAVY = ("torch", "sklearn", "scipy", "optuna", "pandas", "ray", "plotly", "matplotlib")
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    code = f"import sys; from abcsearch import cli; print([m for m in {(*HEAVY, 'numpy')} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_lists_are_there_without_torch(tmp_path):
+    """Searchers come last: of their options, Optuna's are those of its samplers."""
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from abcsearch import cli
+assert "abcsearch list searchers" in CliRunner().invoke(cli.app, ["list"]).output
+for kind in {[*(kind for kind in KINDS if kind != "searchers"), "searchers"]}:
+    loaded = [m for m in {HEAVY} if m in sys.modules]
+    done = CliRunner().invoke(cli.app, ["list", kind])
+    assert done.exit_code == 0, done.output
+    assert not loaded, (kind, loaded)
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

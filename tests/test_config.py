@@ -409,6 +409,7 @@ def test_recipes_are_changed_field_by_field():
         ("epoch=5", "did you mean 'epochs'"),
         ("epochs=five", "finetune.epochs = 'five'"),
         ("epochs=0", "epochs is at least 1, found 0"),
+        ("epochs", "found 'epochs'"),
         ("pretrain.epochs=5", "unknown setting in [finetune]: 'pretrain'"),
     ]:
         with pytest.raises(AbcSearchError) as caught:

@@ -61,16 +61,25 @@ def test_the_network_learns_and_the_search_is_of_map(run):
 
 def test_the_report_reads_properly(run, no_pictures):
     text = said("report", run / "run", "--out", run / "report.html")
-    (line,) = re.findall(
-        r"[\d.]+ % of the MACs, [^.]*(?:\.\d+ %[^.]*)* mAP [\d.]+ % against [\d.]+ %\.", text
+    (half,) = re.findall(
+        r"mAP [\d.]+ % against [\d.]+ % \(±([\d.]+),(?: within noise)? on 40", text
     )
-    assert "±" not in line  # an interval of Wilson is of shares of images, which mAP is not
     report = json.loads((run / "report.json").read_text())
     assert report["metric"] == "mAP"
-    assert report["differences"] == []
+    assert [one["second"] for one in report["differences"]] == ["full", "uniform"]
+    assert all(one["paired"] for one in report["differences"])
+    first = report["differences"][0]
+    longer = max(first["high"] - first["change"], first["change"] - first["low"])
+    assert half == f"{100 * longer:.1f}"
     page = (run / "report.html").read_text()
     assert "test mAP" in page
-    assert "Wilson" not in page
+    assert "Wilson" not in page  # of shares of images, which mAP is not
+    assert "95 % interval (bootstrap)" in page
+    for row in report["rows"]:
+        assert set(row["intervals"]) == {"mAP", "mAP50", "mAP75"}
+        low, high = row["intervals"]["mAP"]
+        assert low <= row["after"] <= high
+        assert low < high
     for name in ("mAP50", "mAP75"):
         assert name in page
     full, uniform, winner = report["rows"]

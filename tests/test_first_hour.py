@@ -178,5 +178,32 @@ def test_init_tells_the_network_of_its_data(here, model, data, lines):
     assert "[pretrain]" not in text
 
 
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (
+            "tests.test_first_hour:plain",
+            "size = 30 ",
+        ),  # of whatever it was trained with nobody knows
+        ("torchvision.models:resnet18", "size = 224 "),
+        ("resnet20", "size = 32 "),
+    ],
+)
+def test_init_does_not_blow_small_images_up(here, model, line):
+    """As they were, 40 x 36 pixels would be resized to 224 x 224: a search of hours instead of minutes."""
+    for number, file in enumerate(sorted((here / "shapes").rglob("*.png"))):
+        with Image.open(file) as image:
+            image.resize((40, 30 if number % 3 else 36)).save(file)
+    assert call("init", "--model", model, "--data", "shapes").exit_code == 0
+    text = (here / "config.toml").read_text()
+    assert f"\n{line}" in text
+
+
+@pytest.mark.parametrize(("macs", "alpha"), [("0.5", "0.9"), ("0.8", "1.0")])
+def test_init_leaves_no_budget_over(here, macs, alpha):
+    assert call("init", "--model", "resnet20", "--data", "shapes", "--macs", macs).exit_code == 0
+    assert f"\nalpha = {alpha} " in (here / "config.toml").read_text()
+
+
 def plain():
     """A network without options."""

@@ -9,7 +9,7 @@ import sys
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ import abcsearch
 from abcsearch.budget import Budget
 from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
+from abcsearch.channels.latency import in_turns
+from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.rules import RULES
 from abcsearch.channels.slicing import slice_model
@@ -159,6 +161,20 @@ def test_budget_and_ask_tell_examples_run(tiny_model, tiny_data):
     assert [trial.number for trial in known["trials"]] == list(range(len(known["trials"])))
     assert 60 <= len(known["trials"]) < 68
     assert all(known["constraint"].allows(trial.candidate) for trial in known["trials"])
+
+
+def test_runtime_example_is_one_and_the_table_shows_every_setting(tiny_model, monkeypatch):
+    module = ModuleType("mymodule")
+    exec(block("python", "def bfloat16("), vars(module))
+    monkeypatch.setitem(sys.modules, "mymodule", module)
+    table = tomllib.loads(block("toml", "[latency]"))
+    assert table["latency"].keys() == {field.name for field in fields(LatencyOptions)}
+    usual = LatencyOptions(**{**table["latency"], "runtime": "torch"})
+    assert usual == LatencyOptions()
+    own = LatencyOptions(runtime="mymodule:bfloat16", repeats=2)
+    turns = in_turns([tiny_model], copy.deepcopy(tiny_model), torch.zeros(1, 1, 8, 8), own)
+    assert turns.shares > 0
+    assert next(tiny_model.parameters()).dtype == torch.float32
 
 
 def test_objective_example_runs(tiny_model, monkeypatch):

@@ -194,7 +194,7 @@ def chosen(choices, of="a", labels=("l1", "l2")):
         ),
         (
             lambda: Dimension("a", "depth", (1,)),
-            'dimension \'a\' has kind \'depth\'; choose "width", "block" or "criterion"',
+            'dimension \'a\' has kind \'depth\'; choose "width", "block", "criterion" or "rank"',
         ),
         (
             lambda: Dimension("a", "width", (0, 1)),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.channels.source import Source, check_source
 from abcsearch.errors import AbcSearchError, ConfigError, one_line
 from abcsearch.training.recipe import Recipe
+from abcsearch.transforms.ranked import with_products
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +32,9 @@ def checked_structure(name: str, structure: Callable[[Any], Any], task: Any) -> 
     except Exception as error:  # the user's code: anything can go wrong in it
         msg = f"baseline {name!r} gives no structure of this network (kept channels per dimension): {error!r}"
         raise ConfigError(msg) from error
-    # Where criteria are searched, a structure that names none has the first.
-    return (
-        (*candidate, *task.space.full[len(candidate) :])
-        if not task.space.ordered.all()
-        else candidate
-    )
+    # Where criteria or ranks are searched, a structure that names none has the first, and whole layers.
+    more = task.graph.ranks or not task.space.ordered.all()
+    return (*candidate, *task.space.full[len(candidate) :]) if more else candidate
 
 
 def checked_networks(name: str, networks: Callable[[Any], Any], task: Any) -> Source:  # noqa: ANN401 - a task
@@ -58,6 +56,7 @@ def checked_networks(name: str, networks: Callable[[Any], Any], task: Any) -> So
             msg
             + f"found {type(made).__name__}{' of another graph' if isinstance(made, Source) else ''}"
         )
+    made = with_products(made)
     check_source(made)
     return made
 

@@ -16,6 +16,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.renewing import check_renewable, renew
 from abcsearch.channels.source import Sliced, Source
 from abcsearch.errors import ConfigError, quoted
+from abcsearch.transforms.ranked import sliced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +43,7 @@ class Fresh(Source):
 
     def network(self, candidate: Candidate, seed: int = 0) -> nn.Module:
         """Returns the network of a candidate, with the weights of the seed."""
-        network = Sliced(self.model, self.graph, self.ranking).network(candidate)
+        network = sliced(self.model, self.graph, self.ranking).network(candidate)
         renew(network, seed)
         return network
 

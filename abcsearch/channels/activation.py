@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -45,12 +45,19 @@ class Activations:
     sizes: NDArray[np.float64] = field(repr=False)
     blocks: Sequence[tuple[str, int, int]] = ()
 
-    def peak(self, widths: NDArray[np.int64], kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    def peak(
+        self,
+        widths: NDArray[np.int64],
+        kept: NDArray[np.int64],
+        between: Mapping[str, NDArray[np.float64]] | None = None,
+    ) -> NDArray[np.int64]:
         """Returns the most bytes that are alive at any operation.
 
         Args:
             widths: (n, n_groups) kept channels.
             kept: (n, n_blocks), 1 or 0 for every block.
+            between: by the path of a layer that may be two, one after the other, the bytes of what the first makes,
+                (n,); 0 where it is one.
 
         Returns:
             (n,) int64.
@@ -59,20 +66,55 @@ class Activations:
         patterns, which = np.unique(kept, axis=0, return_inverse=True)
         for index, pattern in enumerate(patterns):
             rows = np.flatnonzero(which.reshape(-1) == index)
-            alive, storages = _alive(self, tuple(pattern.tolist()))
+            lives = _alive(self, tuple(pattern.tolist()), tuple(between or ()))
             for chunk in np.array_split(rows, -(-len(rows) // _ROWS)):
                 terms = np.concatenate([np.ones((len(chunk), 1)), widths[chunk]], axis=1)
-                result[chunk] = np.rint(
-                    (terms @ self.sizes[storages].T @ alive.T).max(axis=1)
-                ).astype(np.int64)
+                bytes_ = terms @ self.sizes[lives.storages].T
+                total = bytes_ @ lives.alive.T
+                for row, path in lives.layers:
+                    total[:, row] += lives.more(row, bytes_, (between or {})[path][chunk])
+                result[chunk] = np.rint(total.max(axis=1)).astype(np.int64)
         return result
 
 
+@dataclass(frozen=True)
+class _Lives:
+    """Which storages are alive when.
+
+    Attributes:
+        alive: (steps, storages), 0 or 1.
+        begins: (steps, storages), whether a storage is made there.
+        ends: (steps, storages), whether it is read there for the last time.
+        storages: their numbers.
+        layers: steps that may be two, each with the path of the layer.
+    """
+
+    alive: NDArray[np.float64]
+    begins: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    storages: NDArray[np.int64]
+    layers: tuple[tuple[int, str], ...]
+
+    def more(
+        self, row: int, sizes: NDArray[np.float64], between: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Returns how many bytes more are alive at a step if it is two, (n,).
+
+        While the first computes, there is no output yet; while the second does, what only the first has read is gone.
+        """
+        less = np.minimum(sizes @ self.begins[row], sizes @ self.ends[row])
+        return np.where(between > 0, between - less, 0.0)
+
+
 @lru_cache(maxsize=256)
-def _alive(
-    activations: Activations, kept: tuple[int, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Returns which storages are alive at which step, (steps, storages) 0 or 1, and the numbers of these storages."""
+def _alive(activations: Activations, kept: tuple[int, ...], split: tuple[str, ...] = ()) -> _Lives:
+    """Returns which storages are alive at which step; steps that cannot be the peak alone are left out.
+
+    Args:
+        activations: of the pass.
+        kept: 1 or 0 for every block.
+        split: paths of layers that may be two, whose steps all stay.
+    """
     dropped = [block for block, keep in zip(activations.blocks, kept, strict=True) if not keep]
     # One may add in place
     same = {leaves: enters for _, enters, leaves in dropped if leaves != enters}
@@ -97,9 +139,20 @@ def _alive(
             first.setdefault(storage, index)
             last[storage] = index
     storages = sorted(first)
-    alive = np.zeros((len(steps), len(storages)))
+    alive, begins, ends = np.zeros((3, len(steps), len(storages)))
     for column, storage in enumerate(storages):
         alive[first[storage] : last[storage] + 1, column] = 1
+        begins[first[storage], column] = ends[last[storage], column] = 1
     # A step at which nothing more is alive than at its neighbour cannot be the peak alone.
     less = [(alive[i] <= alive[i + 1]).all() for i in range(len(alive) - 1)]
-    return alive[[*(not lower for lower in less), True]], np.array(storages, dtype=np.int64)
+    stays = [
+        not lower or step.scope in split for lower, step in zip([*less, False], steps, strict=True)
+    ]
+    scopes = [step.scope for step, stay in zip(steps, stays, strict=True) if stay]
+    return _Lives(
+        alive=alive[stays],
+        begins=begins[stays],
+        ends=ends[stays],
+        storages=np.array(storages, dtype=np.int64),
+        layers=tuple((row, scope) for row, scope in enumerate(scopes) if scope in split),
+    )

@@ -80,6 +80,7 @@ class CostModel:
         self._constant = factors[~varies, :, 0].prod(axis=0)
         self._block_of = np.array([_block(name, blocks) for name in names], dtype=np.int64)
         self._factors = factors[varies]
+        self._axes = factors
         self._params = np.array([float(name in parameters) for name in names])
         self._macs, self._flops = np.zeros(len(names)), np.zeros(len(names))
         # What a weight that is computed in forward costs, which never changes: per block, and outside of all (last).
@@ -251,6 +252,11 @@ class CostModel:
         ).to(device)
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """The full width of every prunable group."""
+        return tuple(self._channels.tolist())
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The names of the weights that multiply something: one per layer."""
         return tuple(self._names[index] for index in np.flatnonzero(self._macs))
@@ -267,6 +273,25 @@ class CostModel:
         used = np.flatnonzero(self._macs)
         elements, _ = self._elements(self._check(candidates), used)
         return np.rint(elements * self._macs[used]).astype(np.int64)
+
+    def layer_axes(self, candidates: ArrayLike) -> NDArray[np.float64]:
+        """Returns how long the axes of every layer's weight are, (n, len(layers), axes) float64; 0 in a dropped block.
+
+        Axes are as torch has them: outputs, inputs of one of the conv_groups, kernel; 1 where a weight has fewer.
+
+        Args:
+            candidates: as in `macs`.
+
+        Raises:
+            CandidateError: as `macs`.
+        """
+        rows, widths = self._check(candidates), len(self._channels)
+        used = np.flatnonzero(self._macs)
+        terms = np.concatenate([np.ones((len(rows), 1)), rows[:, :widths]], axis=1)
+        lengths = np.stack([terms @ factor.T for factor in self._axes[:, used]], axis=2)
+        kept = np.ones((len(rows), 1 + self._blocks))
+        kept[:, : rows.shape[1] - widths] = rows[:, widths:]
+        return lengths * kept[:, self._block_of[used], None]
 
     def _check(self, candidates: ArrayLike) -> NDArray[np.int64]:
         """Returns the candidates as an (n, n_dims) array, without criteria, after checking shape and range."""

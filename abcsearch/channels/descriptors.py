@@ -30,6 +30,14 @@ def layer_descriptors(
     return (*made, *(_of_block(block, calls, sizes) for block in blocks))
 
 
+def layer_row(
+    weight: str, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[float, ...]:
+    """Returns the row of `LAYER_DESCRIPTORS` of one layer, by the name of its weight, at full width."""
+    uses = [call for call in calls if call.weight == weight]
+    return _row(uses[0], sizes, sizes[weight][0], sum(_macs(call, sizes) for call in uses))
+
+
 def _of_group(
     group: ChannelGroup, calls: Sequence[Call], sizes: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, ...]:

@@ -33,6 +33,8 @@ SIZE_ATTRIBUTES = (
     "in_features",
     "out_features",
     "num_features",
+    "num_embeddings",
+    "embedding_dim",
     "num_parameters",
 )
 

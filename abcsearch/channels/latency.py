@@ -1,134 +1,91 @@
-"""Measured forward time of modules on a device, and a model of it for budgets."""
+"""A model of forward time for budgets, fitted to whole networks that were measured where the network will run."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import statistics
-import time
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.ranking import rank_channels
+from abcsearch.channels.runtimes import check_runtime
 from abcsearch.channels.slicing import slice_model
+from abcsearch.channels.timed import LayerTimes, TimedCosts
+from abcsearch.channels.turns import Turns as Turns
+from abcsearch.channels.turns import forward_times as forward_times
+from abcsearch.channels.turns import in_turns as in_turns
+from abcsearch.channels.turns import measure_latency as measure_latency
+from abcsearch.channels.turns import torch_threads as torch_threads
+from abcsearch.channels.work import MULTIPLES, LayerWork
 from abcsearch.errors import ModelError
-from abcsearch.example import repeated, run_on
+from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
     from torch import nn
 
-    from abcsearch.channels.cost import CostModel
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.example import Inputs
 
-_RATIOS = np.arange(1, 11) / 10  # keep ratios whose networks are measured for a model
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Runs a block with `count` torch threads and puts the number back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def measure_latency(
-    models: Sequence[nn.Module],
-    example_input: Inputs,
-    *,
-    threads: int = 1,
-    repeats: int = 30,
-    warmup: int = 5,
-) -> list[float]:
-    """Returns the median forward time of each model in milliseconds; see `forward_times`.
-
-    Raises:
-        ModelError: if threads or repeats are below 1, or warmup below 0.
-    """
-    times = forward_times(models, example_input, threads=threads, repeats=repeats, warmup=warmup)
-    return [statistics.median(passes) for passes in times]
-
-
-def forward_times(
-    models: Sequence[nn.Module],
-    example_input: Inputs,
-    *,
-    threads: int = 1,
-    repeats: int = 30,
-    warmup: int = 5,
-    seconds: float = math.inf,
-) -> list[list[float]]:
-    """Returns the forward times of each model in milliseconds, in the order of measuring.
-
-    The models take turns, so that drift of the machine's speed hits all of them alike. They run in evaluation mode
-    without gradients, on the device and at the batch size of `example_input`, and are left in the mode they were in.
-
-    Args:
-        models: networks on the device of the input.
-        example_input: one batch.
-        threads: torch threads (CPU).
-        repeats: timed passes per model.
-        warmup: passes before them that do not count; one is enough where they take longer than a tenth of `seconds`.
-        seconds: after this time no new turn begins, once three have been timed.
-
-    Raises:
-        ModelError: if threads or repeats are below 1, or warmup below 0.
-    """
-    if min(threads, repeats) < 1 or warmup < 0:
-        msg = f"latency needs at least 1 thread, 1 repeat and 0 warm-up passes, found {threads=}, {repeats=}, {warmup=}"
-        raise ModelError(msg)
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    times: list[list[float]] = [[] for _ in models]
-    try:
-        with torch.inference_mode(), torch_threads(threads):
-            for counts in _turns(warmup, repeats, seconds):
-                for model, passes in zip(models, times, strict=True):
-                    passed = _timed(model.eval(), example_input)
-                    passes += [1000 * passed] if counts else []
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return times
-
-
-def _turns(warmup: int, repeats: int, seconds: float) -> Iterator[bool]:
-    """Yields once per turn, whether it counts; as many as are wanted, or as fit into a time."""
-    begun = time.perf_counter()
-    for turn in range(warmup):
-        if turn == 0 or time.perf_counter() - begun < seconds / 10:
-            yield False
-    for turn in range(repeats):
-        if turn < 3 or time.perf_counter() - begun < seconds:
-            yield True
+_STRUCTURES = 60  # that are measured for a model, of all sizes
+_SECONDS = 120.0  # after this time a model is measured with as few turns as there must be
+_BYTES = 2**30  # of weights that are in memory at once while a model is measured
+# Of the coefficients, each in units of the largest amount: the one that predicts best what was not fitted is taken
+_RIDGES = (0.02, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyModel:
-    """The forward time of candidates, from times of layers that are measured once per width.
+class Measured:
+    """Structures whose forward times have been measured.
 
-    Networks of ten uniform keep ratios are sliced and timed, layer by layer. A layer of a candidate takes as long as
-    the same layer did when it had as much work (multiply-accumulates); in between, time is interpolated. All that is
-    not a layer (normalisation, activations, overhead) is one more entry, by the work of the whole network. Times never
-    fall with work, so that they can bound a budget.
+    Attributes:
+        structures: (n, n_dims) candidates.
+        turns: their times.
+    """
+
+    structures: NDArray[np.int64]
+    turns: Turns
+
+    def and_(self, other: Measured) -> Measured:
+        """Returns these structures and others, which have as many dimensions."""
+        shares = np.concatenate([self.turns.shares, other.turns.shares])
+        return Measured(
+            structures=np.concatenate([self.structures, other.structures]),
+            turns=Turns(shares=shares, full_ms=self.turns.full_ms),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyModel(TimedCosts):
+    """The expected forward time of candidates, from whole networks that were measured in turns with the full one.
+
+    The time of a network is a sum over kinds of layers of what these compute, read and write, by the multiples that
+    their widths are of and are rounded up to (`LayerWork`). What each of it takes is fitted to the measured times, as
+    relative errors, by least squares without negative times. Where multiples are computed faster, a wider network may
+    take less time.
 
     Attributes:
         costs: closed-form costs of the network.
-        tables: (work, milliseconds) of the rest and of every layer of `costs.layers`, both ascending.
+        work: of every kind of layer.
+        shares: of the full network's time that one of each amount takes, (len(work.names),) float64, 0 or more.
+        full_ms: median forward time of the full network when it was measured, in milliseconds.
+        where: runtime, threads and batch: plain values by name.
+        error: median error of shares that were not fitted, relative, each of five parts predicted from the others.
+        fast: the widths that a space offers, by group, where those that are fast were asked for; None: it has not been.
+        measured: what it was fitted to; None where it was read from a file.
     """
 
-    costs: CostModel
-    tables: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+    work: LayerWork
+    shares: NDArray[np.float64]
+    full_ms: float
+    where: Mapping[str, Any]
+    error: float
+    fast: Mapping[str, tuple[int, ...]] | None = None
+    measured: Measured | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def measure(
@@ -137,155 +94,222 @@ class LatencyModel:
         graph: ChannelGraph,
         example: Inputs,
         options: LatencyOptions | None = None,
+        *,
+        levels: Sequence[str] = ("filter", "stage"),
     ) -> LatencyModel:
-        """Measures the networks of ten keep ratios, 0.1 ... 1; takes ten times `repeats` passes, twice.
+        """Measures 60 structures, from tiny to full, in turns with the full network.
 
         Args:
             model: the network; not changed.
             graph: its channel groups.
             example: one image, (1, channels, height, width), on the device that counts.
             options: how to measure.
-        """
-        options = options or LatencyOptions()
-        batch = repeated(example, options.batch)
-        channels = np.array([group.channels for group in graph.prunable])
-        candidates = np.maximum(1, np.floor(_RATIOS[:, None] * channels + 1e-9)).astype(np.int64)
-        ranking = rank_channels(model, graph, "random")
-        networks = [
-            slice_model(model, graph, candidate, ranking) for candidate in candidates.tolist()
-        ]
-        whole = np.array(
-            measure_latency(networks, batch, threads=options.threads, repeats=options.repeats)
-        )
-        owners = [name.rpartition(".")[0] for name in graph.costs.layers]
-        shares = np.array([_layer_shares(network, batch, owners, options) for network in networks])
-        # A module with two weights is one time for both.
-        shares /= np.array([owners.count(owner) for owner in owners])
-        layers = shares * whole[:, None]
-        times = np.concatenate([whole[:, None] - layers.sum(axis=1, keepdims=True), layers], axis=1)
-        work = np.concatenate(
-            [graph.costs.macs(candidates)[:, None], graph.costs.layer_macs(candidates)], axis=1
-        )
-        tables = tuple(
-            _ascending(work[:, k], times[:, k], from_zero=k > 0) for k in range(work.shape[1])
-        )
-        return cls(costs=graph.costs, tables=tables)
-
-    def latency_ms(self, candidates: ArrayLike) -> NDArray[np.float64]:
-        """Returns the expected forward time in milliseconds: (n, n_dims) candidates to (n,) float64."""
-        work = np.concatenate(
-            [self.costs.macs(candidates)[:, None], self.costs.layer_macs(candidates)], axis=1
-        )
-        return np.sum(
-            [
-                np.interp(amounts, *table)
-                for amounts, table in zip(work.T, self.tables, strict=True)
-            ],
-            axis=0,
-        )
-
-    def macs(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """As `CostModel.macs`."""
-        return self.costs.macs(candidates)
-
-    def flops(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """As `CostModel.flops`."""
-        return self.costs.flops(candidates)
-
-    def params(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """As `CostModel.params`."""
-        return self.costs.params(candidates)
-
-    def peak_activation(self, candidates: ArrayLike) -> NDArray[np.int64]:
-        """As `CostModel.peak_activation`."""
-        return self.costs.peak_activation(candidates)
-
-    def to_plain(self) -> dict[str, Any]:
-        """Returns the measured times as plain JSON values; `from_plain` is the inverse."""
-        names = ["(rest)", *self.costs.layers]
-        return {
-            name: [list(work), list(times)]
-            for name, (work, times) in zip(names, self.tables, strict=True)
-        }
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any], costs: CostModel) -> LatencyModel:
-        """Returns the model that `to_plain` described, for the same network.
+            levels: of the groups that vary; with "block" blocks are dropped as well.
 
         Raises:
-            ModelError: if the times are of a network with other layers.
+            ModelError: if the runtime is not there, cannot run the network, or is a function that does not keep its
+                word.
         """
-        names = ["(rest)", *costs.layers]
-        if set(plain) != set(names):
-            other = ", ".join(sorted(set(plain) ^ set(names))[:3])
-            msg = f"the measured times are of another network; it differs in {other}"
-            raise ModelError(msg)
+        options = options or LatencyOptions()
+        structures = varied_structures(graph, levels)
+        turns = measured_structures(model, graph, example, structures, options)
+        return cls.fitted_to(graph, Measured(structures=structures, turns=turns), options)
+
+    def near(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        example: Inputs,
+        structures: NDArray[np.int64],
+        options: LatencyOptions,
+    ) -> LatencyModel:
+        """Returns the model once structures like those that will be asked about have been measured as well.
+
+        A model of all sizes may be off by a tenth in one direction where a budget is, as only some structures are there.
+
+        Args:
+            model: the network; not changed.
+            graph: its channel groups.
+            example: one image.
+            structures: (n, n_dims).
+            options: as it was measured with.
+        """
+        turns = measured_structures(model, graph, example, structures, options)
+        more = Measured(structures=structures, turns=turns)
+        both = more if self.measured is None else self.measured.and_(more)
+        return replace(self.fitted_to(graph, both, options), fast=self.fast)
+
+    @classmethod
+    def fitted_to(
+        cls, graph: ChannelGraph, measured: Measured, options: LatencyOptions
+    ) -> LatencyModel:
+        """Returns the model that fits structures which have been measured with some options."""
+        work = LayerWork(graph)
+        full = [group.channels for group in graph.prunable]
+        amounts = np.concatenate([work([full]), work(measured.structures)])
+        times = np.concatenate([[1.0], measured.turns.shares])
+        error, ridge = min((_error(amounts, times, ridge), ridge) for ridge in _RIDGES)
         return cls(
-            costs=costs,
-            tables=tuple((tuple(plain[name][0]), tuple(plain[name][1])) for name in names),
+            costs=graph.costs,
+            work=work,
+            shares=fitted(amounts, times, ridge),
+            full_ms=measured.turns.full_ms,
+            where=where_of(options),
+            error=error,
+            measured=measured,
         )
 
+    def latency_ms(self, candidates: ArrayLike) -> NDArray[np.float64]:
+        """Returns the expected forward time in milliseconds: (n, n_dims) candidates to (n,) float64.
 
-def _ascending(
-    work: NDArray[np.int64], times: NDArray[np.float64], *, from_zero: bool
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns distinct work, ascending, and the time of each, never falling; no work takes no time if `from_zero`."""
-    # Here, as elsewhere: scikit-learn takes two seconds to import, which no worker needs.
-    from sklearn.isotonic import isotonic_regression
+        That of the full network is what was measured, which fractions in a budget are of.
+        """
+        amounts = self.work(candidates)
+        whole = (amounts[:, self._uses] == self._all).all(axis=1)
+        return np.where(whole, 1.0, amounts @ self.shares) * self.full_ms
 
-    amounts = np.unique(work)
-    # Noise is averaged out by the nearest times that never fall.
-    medians = [max(0.0, float(np.median(times[work == amount]))) for amount in amounts]
-    means = isotonic_regression(medians)
-    start = [0.0] if from_zero and amounts[0] > 0 else []
-    return (*start, *amounts.astype(float).tolist()), (*start, *means.tolist())
+    @cached_property
+    def _uses(self) -> NDArray[np.intp]:
+        """Which amounts tell the full network from all others."""
+        return np.flatnonzero(
+            [name.endswith((": calls", ": products")) for name in self.work.names]
+        )
+
+    @cached_property
+    def _all(self) -> NDArray[np.float64]:
+        """These amounts of the full network."""
+        return self.work([self.costs.channels])[0, self._uses]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns what was measured as plain JSON values; `timed_from_plain` is the inverse."""
+        return {
+            **self.where,
+            "full_ms": self.full_ms,
+            "error": self.error,
+            "shares": dict(zip(self.work.names, self.shares.tolist(), strict=True)),
+            "fast": None if self.fast is None else {n: list(w) for n, w in self.fast.items()},
+        }
 
 
-def _layer_shares(
-    network: nn.Module, batch: Inputs, owners: Sequence[str], options: LatencyOptions
+def where_of(options: LatencyOptions) -> dict[str, Any]:
+    """Returns where options have forward time measured, as plain values."""
+    return {"runtime": options.runtime, "threads": options.threads, "batch": options.batch}
+
+
+def timed_from_plain(plain: Mapping[str, Any], graph: ChannelGraph) -> TimedCosts:
+    """Returns the costs that `to_plain` of them described, for the same network.
+
+    Raises:
+        ModelError: if the times are of a network with other layers.
+    """
+    if "shares" not in plain:
+        return LayerTimes.from_plain(plain, graph.costs)
+    work, shares = LayerWork(graph), plain["shares"]
+    if set(shares) != set(work.names):
+        other = ", ".join(sorted(set(shares) ^ set(work.names))[:3])
+        msg = f"the measured times are of another network; it differs in {other}"
+        raise ModelError(msg)
+    fast = plain["fast"]
+    return LatencyModel(
+        costs=graph.costs,
+        work=work,
+        shares=np.array([float(shares[name]) for name in work.names]),
+        full_ms=float(plain["full_ms"]),
+        where={name: plain[name] for name in where_of(LatencyOptions())},
+        error=float(plain["error"]),
+        fast=None if fast is None else {name: tuple(widths) for name, widths in fast.items()},
+    )
+
+
+def measured_structures(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example: Inputs,
+    structures: NDArray[np.int64],
+    options: LatencyOptions,
+) -> Turns:
+    """Returns the forward times of structures of a network, in turns with the full one.
+
+    Args:
+        model: the network; not changed.
+        graph: its channel groups.
+        example: one image, on the device that counts.
+        structures: (n, n_dims) candidates.
+        options: how to measure.
+
+    Raises:
+        ModelError: as `in_turns`.
+    """
+    check_runtime(options)
+    ranking = rank_channels(model, graph, "random")
+    full = tuple(group.channels for group in graph.prunable)
+    weights = int(graph.costs.params([full])[0])
+    together = max(1, _BYTES // (4 * max(weights, 1)))
+    measured: list[Turns] = []
+    for start in range(0, len(structures), together):
+        some = structures[start : start + together]
+        networks = [slice_model(model, graph, own, ranking) for own in (full, *some.tolist())]
+        seconds = _SECONDS * len(some) / len(structures)
+        measured.append(in_turns(networks[1:], networks[0], example, options, seconds=seconds))
+    return Turns(
+        shares=np.concatenate([turns.shares for turns in measured]),
+        full_ms=float(np.median([turns.full_ms for turns in measured])),
+    )
+
+
+def varied_structures(graph: ChannelGraph, levels: Sequence[str]) -> NDArray[np.int64]:
+    """Returns the structures that are measured, (n, n_dims): most near some keep ratio, a third with any widths.
+
+    A third has widths as they come, the others multiples of 4, 8, 16, or of another of these in every group.
+    """
+    draws = numpy_stream(0, "structures whose forward time is measured")
+    channels = np.array([group.channels for group in graph.prunable])
+    varies = np.array([group.kind in levels for group in graph.prunable])
+    near = _STRUCTURES * 2 // 3
+    ratios = np.linspace(0.1, 1, near)[:, None] + draws.uniform(-0.25, 0.25, (near, len(channels)))
+    anything = draws.uniform(0.05, 1, (_STRUCTURES - near, len(channels)))
+    ratios = np.clip(np.concatenate([ratios, anything]), 0.02, 1)
+    any_of = draws.choice(MULTIPLES, ratios.shape)
+    turns = np.array([1, 8, 0, 1, 16, 0, 1, 8, 4])[np.arange(_STRUCTURES) % 9]
+    multiples = np.where(turns[:, None] == 0, any_of, turns[:, None])
+    rounded = np.floor(ratios * channels / multiples + 1e-9 + 0.5 * (multiples > 1)) * multiples
+    widths = np.minimum(channels, np.maximum(multiples, rounded)).astype(np.int64)
+    widths = np.where(varies, widths, channels)
+    if "block" not in levels:
+        return widths
+    # Every other structure has all its blocks
+    kept = draws.random((_STRUCTURES, len(graph.blocks))) > 0.4
+    kept[::2] = True
+    return np.concatenate([widths, kept.astype(np.int64)], axis=1)
+
+
+def fitted(
+    amounts: NDArray[np.float64], times: NDArray[np.float64], ridge: float = _RIDGES[0]
 ) -> NDArray[np.float64]:
-    """Returns what share of a pass each module takes itself, without other modules that are called in it, (n,)."""
-    spent: dict[str, float] = defaultdict(float)
-    running: list[
-        tuple[float, float]
-    ] = []  # when a module began, and what modules called in it took
-    cuda = batch.device.type == "cuda"
+    """Returns what one of each amount takes, (amounts,): 0 or more, of the least relative errors.
 
-    def now() -> float:
-        if cuda:
-            torch.cuda.synchronize(batch.device)
-        return time.perf_counter()
+    Args:
+        amounts: (n, amounts), 0 or more.
+        times: (n,), above 0.
+        ridge: how much large coefficients cost.
+    """
+    # Here: half a second to import, which no worker needs
+    from scipy.optimize import nnls
 
-    def begin(*_: Any) -> None:  # noqa: ANN401 - a hook
-        running.append((now(), 0.0))
-
-    def end(name: str) -> None:
-        start, inner = running.pop()
-        took = now() - start
-        spent[name] += took - inner
-        if running:
-            running[-1] = (running[-1][0], running[-1][1] + took)
-
-    modules = dict(network.named_modules())
-    for name in {*owners} & {*modules}:
-        modules[name].register_forward_pre_hook(begin)
-        modules[name].register_forward_hook(lambda *_, own=name: end(own))
-    passes: list[NDArray[np.float64]] = []
-    with torch.inference_mode(), torch_threads(options.threads):
-        for _ in range(1 + options.repeats):
-            spent.clear()
-            seconds = _timed(network.eval(), batch)
-            passes.append(np.array([spent[owner] for owner in owners]) / seconds)
-    return np.median(passes[1:], axis=0)
+    units = np.maximum(amounts.max(axis=0), 1e-12)
+    columns = amounts.shape[1]
+    rows = np.concatenate([amounts / units / times[:, None], ridge * np.eye(columns)])
+    wanted = np.concatenate([np.ones(len(times)), np.zeros(columns)])
+    return nnls(rows, wanted, maxiter=100 * columns)[0] / units
 
 
-def _timed(model: nn.Module, example_input: Inputs) -> float:
-    """Returns the wall-clock seconds of one forward pass, the device idle before and after."""
-    cuda = example_input.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(example_input.device)
-    start = time.perf_counter()
-    run_on(model, example_input)
-    if cuda:
-        torch.cuda.synchronize(example_input.device)
-    return time.perf_counter() - start
+def _error(
+    amounts: NDArray[np.float64], times: NDArray[np.float64], ridge: float, parts: int = 5
+) -> float:
+    """Returns the median relative error of times that were predicted from the other parts."""
+    errors = np.zeros(len(times))
+    for number in range(parts):
+        away = np.arange(len(times)) % parts == number
+        expected = amounts[away] @ fitted(amounts[~away], times[~away], ridge)
+        errors[away] = np.abs(expected / times[away] - 1)
+    return float(np.median(errors))

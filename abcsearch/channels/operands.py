@@ -244,6 +244,8 @@ def _plain(item: Any) -> Any:  # noqa: ANN401 - arguments are anything
             msg = "another argument depends on channels"
             raise NoRuleError(msg)
         return item.value
+    if isinstance(item, slice):
+        return slice(*(_plain(end) for end in (item.start, item.stop, item.step)))
     if isinstance(item, tuple | list):
         return type(item)(_plain(inner) for inner in item)
     return item

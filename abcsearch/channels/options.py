@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.widths import WidthOptions
-from abcsearch.errors import CandidateError, ModelError
+from abcsearch.errors import CandidateError, ModelError, plural, unknown_name
 from abcsearch.records import check, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -33,10 +33,15 @@ class SpaceOptions(WidthOptions):
         fixed: paths of modules whose output channels all stay.
         renormalise: whether norms over channels (layer norm ...) are computed over the channels that are left;
             otherwise they fix their channels.
+        ranks: whether layers may also become products of two smaller ones, whose ranks are searched with the widths.
+        hardware: whether only widths are offered that are fast where [latency] says that the network will run, as
+            measured when the run begins: at every keep ratio the largest of them.
     """
 
     fixed: tuple[str, ...] = ()
     renormalise: bool = True
+    ranks: bool = False
+    hardware: bool = False
 
     def __post_init__(self) -> None:
         """Turns lists (TOML, JSON) into tuples, and checks the ranges."""
@@ -58,9 +63,25 @@ class SpaceOptions(WidthOptions):
 
         return trace_channels(model, example, fixed=self.fixed, renormalise=self.renormalise)
 
-    def of(self, graph: ChannelGraph, criteria: Sequence[str] = ()) -> SearchSpace:
-        """Returns the space of a graph, see `ChannelGraph.space`."""
-        return graph.space(self.alpha, self.step, self.levels, self.divisor, self.lowest, criteria)
+    def of(
+        self,
+        graph: ChannelGraph,
+        criteria: Sequence[str] = (),
+        fast: Mapping[str, Sequence[int]] | None = None,
+    ) -> SearchSpace:
+        """Returns the space of a graph, see `ChannelGraph.space`.
+
+        Args:
+            graph: of the network.
+            criteria: that are searched.
+            fast: the widths that are offered, by group; None, or a group that is not there: those at the keep ratios.
+        """
+        return graph.space(
+            self.alpha, self.step, self.levels, self.divisor, self.lowest, criteria, fast
+        )
+
+
+RUNTIMES = ("torch", "onnxruntime")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +89,41 @@ class LatencyOptions:
     """How forward time is measured for a budget of latency.
 
     Attributes:
+        runtime: what runs the network: "torch", "onnxruntime" (on the CPU), or "package.module:function", a function of
+            your own of (module, batch, threads) that returns a function which runs one pass, or the seconds of one.
         batch: images per pass.
-        threads: torch threads (CPU).
-        repeats: timed passes; their median counts.
+        threads: threads of the runtime (CPU).
+        repeats: turns in which networks are timed; the median counts.
+        finalists: so many of the best trials are measured in turns with the full network before one of them wins, and
+            none that is outside of the budget does; 0: none is measured.
         check: whether every candidate is measured itself when it is evaluated, and fails if it is outside the budget;
             otherwise the model of layers alone decides.
 
     Raises:
-        ModelError: if a number is not whole or below 1.
+        ModelError: if a number is not whole or below its least, or there is no such runtime.
     """
 
+    runtime: str = setting("torch")
     batch: int = setting(1, at_least=1, unit="images")
     threads: int = setting(1, at_least=1)
     repeats: int = setting(20, at_least=1)
+    finalists: int = setting(5, at_least=0)
     check: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check(self, "latency", ModelError)
+        if self.runtime not in RUNTIMES and ":" not in self.runtime:
+            msg = f"latency: {unknown_name('runtime', self.runtime, RUNTIMES)}"
+            raise ModelError(f"{msg}; or name a function of your own: package.module:function")
+
+    @classmethod
+    def recorded(cls, **plain: Any) -> LatencyOptions:  # noqa: ANN401 - plain values
+        """Returns the options that a run has recorded; one that does not say has had no finalists measured."""
+        return cls(**{"finalists": 0, **plain})
+
+    @property
+    def where(self) -> str:
+        """Where forward time is measured, in words."""
+        images = plural(self.batch, "image")
+        return f"{self.runtime}, {plural(self.threads, 'thread')}, batches of {images}"

@@ -168,6 +168,8 @@ def _axis_of(module: nn.Module, attribute: str) -> tuple[torch.Tensor | None, in
         return (getattr(module, "running_mean", None) if weight is None else weight), 0
     if attribute in ("out_features", "in_features"):
         return weight, 0 if attribute == "out_features" else 1
+    if attribute in ("num_embeddings", "embedding_dim"):
+        return weight, 0 if attribute == "num_embeddings" else 1
     if attribute == "groups" or (grouped and (attribute == "in_channels" or transposed)):
         return None
     return weight, int((attribute == "in_channels") != transposed)

@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # What torch calls convolutions and linear layers, as opposed to products of activations.
 _LINEAR = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.convolution)
+# They may rescale the rows that they look up (`max_norm`): their rule says what becomes of that.
+_LOOKUPS = (F.embedding, F.embedding_bag)
 _MARK = "_recorded"  # the attribute of a tensor that holds its `_Mark`
 
 
@@ -69,6 +72,7 @@ class Recorder:
         self._names: dict[int, str] = {}
         for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
             self._names.setdefault(id(tensor), name)
+        self._written_as = {_storage(p): name for name, p in reversed([*root.named_parameters()])}
         self._attributes: dict[
             int, fx.Node
         ] = {}  # of parameters, buffers and constants, by the id of the tensor
@@ -217,6 +221,8 @@ class Recorder:
         given = self.argument(args), self.argument(kwargs)
         macs, result = self._run(op, target, tensors, run)
         changed = [t for t, before in zip(tensors, versions, strict=True) if _version(t) != before]
+        if not (op == "call_module" or self.root.training or target in _LOOKUPS):
+            self._refuse_writes(target, args, changed)
         pending = Pending(self, op, target, *given, _shapes(result))
         if not changed and _is_numeric(result):
             return self._numbers(result, pending)
@@ -230,6 +236,20 @@ class Recorder:
         if touched:
             self.changes[node] = tuple(sorted(touched))
         return result
+
+    def _refuse_writes(self, target: Any, args: Any, changed: list[torch.Tensor]) -> None:  # noqa: ANN401
+        """Raises TraceError if an operation has written to a parameter, or to memory that is one's (`weight.data`)."""
+        replaced = target is setattr and args[1] == "data"
+        names = [self._written_as.get(_storage(tensor)) for tensor in changed]
+        names += [self._names.get(id(args[0]))] if replaced else []
+        written = next((name for name in names if name), None)
+        if written is not None:
+            msg = (
+                f"forward of {type(self.root).__name__} writes to the parameter {written} in place "
+                f"({'.data =' if replaced else self.current}, {place_in_forward()}); compute a tensor from it instead, "
+                "or write it outside of forward (if only the first pass does so, run the network once before)"
+            )
+            raise TraceError(msg)
 
     def _run(
         self,

@@ -171,6 +171,8 @@ def fit_attributes(module: nn.Module) -> None:
             outputs, inputs = module.weight.shape
             _set(module, "out_features", outputs)
             _set(module, "in_features", inputs)
+        case nn.Embedding() | nn.EmbeddingBag():
+            _set(module, "embedding_dim", module.weight.shape[1])
         case nn.PReLU():
             _set(module, "num_parameters", module.weight.shape[0])
         case _:

@@ -196,7 +196,7 @@ def compare(
 ) -> None:
     """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
     with answering(), wait_shown():
-        from abcsearch.reporting.compare_page import short_cells, write_comparison
+        from abcsearch.reporting.compare_page import short_cells, worth, write_comparison
         from abcsearch.reporting.comparison import compare_runs
         from abcsearch.reporting.page import check_page
 
@@ -204,6 +204,8 @@ def compare(
         comparison = compare_runs(run_dirs, trust=trust)
         path = write_comparison(comparison, out)
         print_table(*short_cells(comparison.winners))
+        for line in worth(comparison):
+            console.print(line)
         for warning in comparison.warnings:
             console.print(f"note: {warning}")
         console.print(f"written to {path}")

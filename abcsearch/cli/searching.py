@@ -381,11 +381,11 @@ def _print_best(result: SearchResult) -> None:
         console.print(f"  {result.decision.words}")
     for dimension in task.space.dimensions[: len(result.widths)]:
         kept, channels = result.widths[dimension.name]
-        change = (
-            ("kept" if kept else "dropped")
-            if dimension.kind == "block"
-            else f"{channels} => {kept}"
-        )
+        change = f"{channels} => {kept}"
+        if dimension.kind == "block":
+            change = "kept" if kept else "dropped"
+        if dimension.kind == "rank" and kept == channels:
+            change = "whole"
         label = result.criteria.get(dimension.name)
         console.print(f"  {dimension.name}: {change}" + (f", by {label}" if label else ""))
     for name in ("macs", "params"):

@@ -103,8 +103,12 @@ def _folders(path: str, others: Sequence[str]) -> list[Folder]:
     every = [train, *(Folder(root / name) for name in others)]
     for name, folder in zip(others, every[1:], strict=True):
         if train.classes != folder.classes:
-            odd = sorted(set(train.classes) ^ set(folder.classes))
-            msg = f"{path}: train and {name} have different classes: {odd}"
+            ours, theirs = set(train.classes), set(folder.classes)
+            sides = (("train", sorted(ours - theirs)), (name, sorted(theirs - ours)))
+            odd = "; ".join(
+                f"in {side} alone: {', '.join(names)}" for side, names in sides if names
+            )
+            msg = f"{path}: train and {name} have different classes ({odd}); both need a folder of images for each class"
             raise DataError(msg)
     return every
 

@@ -25,6 +25,7 @@ from abcsearch.training.collected import is_whole
 from abcsearch.training.computing import computing, find_device, laid_out
 from abcsearch.training.objectives import METRICS, Objective, find_objective
 from abcsearch.training.scoring import Tally, predict, repeats, score, scoring_batch
+from abcsearch.transforms.ranked import Ranked
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -122,11 +123,12 @@ class SlicedEvaluator(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Returns all but what is computed when needed, on the CPU: the process that reads it has its own device."""
         state = {name: value for name, value in vars(self).items() if name != "_full"}
-        if isinstance(self.source, Repaired):
+        source = self.source.source if isinstance(self.source, Ranked) else self.source
+        if isinstance(source, Repaired):
             with computing(
                 self.device, precision=self.options.precision, threads=self.options.threads
             ):
-                self.source.moments()  # here, so that all processes have the same
+                source.moments()  # here, so that all processes have the same
         return {**state, "source": self.source.to("cpu")}  # splits pickle as arrays on the CPU
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -361,6 +363,8 @@ def repaired(source: Source, data: Data, how: str) -> Source:
         data: of whose training images moments are taken.
         how: one of `REPAIRS`.
     """
+    if isinstance(source, Ranked):
+        return Ranked(repaired(source.source, data, how))
     if how == "none" or type(source) not in (Sliced, Fixed):
         return source
     return Repaired(

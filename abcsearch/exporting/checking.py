@@ -116,11 +116,15 @@ def noise(example_input: Inputs, size: int) -> Inputs:
     """Returns a batch of standard normal numbers, of the shape (but for the batch) and type of an example.
 
     Of several inputs, those that are no floats are the example's own, over and over: they may be numbers of something.
+    One alone that is no floats gets entries of the example at random: words that are in the table.
     """
     draws = torch_stream(0, "export", size)
     if isinstance(example_input, Example):
         return example_input.repeated(size).mapped(lambda x: _normal(x, draws))
     shape = (size, *example_input.shape[1:])
+    if not example_input.is_floating_point():
+        entries = example_input.detach().cpu().flatten()
+        return entries[torch.randint(len(entries), shape, generator=draws)]
     return torch.randn(shape, generator=draws).to(example_input.dtype)
 
 

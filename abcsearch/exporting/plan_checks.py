@@ -81,20 +81,26 @@ def unfit_sizes(path: str, layer: nn.Module, names: Mapping[str, Any]) -> Iterat
     weight = layer._parameters.get("weight")
     if weight is None:
         return
-    shape, groups = tuple(weight.shape), getattr(layer, "groups", 1)
-    expected: dict[str, int] = {}
-    if type(layer) in _CONVOLUTIONS:
-        expected = {"out_channels": shape[0], "in_channels": shape[1] * groups}
-    elif type(layer) in _TRANSPOSED:
-        expected = {"in_channels": shape[0], "out_channels": shape[1] * groups}
-    elif type(layer) is nn.Linear:
-        expected = {"out_features": shape[0], "in_features": shape[1]}
-    elif type(layer) in _NORMS:
-        expected = {"num_features": shape[0]}
+    shape = tuple(weight.shape)
+    expected = _sizes_of(layer, shape)
     looked_at = {*expected} if "groups" in names else {*names}
     for name in sorted(looked_at & expected.keys()):
         if getattr(layer, name) != expected[name]:
             yield f"{path}.{name} is {getattr(layer, name)}, its weight of shape {shape} says {expected[name]}"
+
+
+def _sizes_of(layer: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """Returns the numbers of a plain layer that its weight, of this shape, says."""
+    kind, groups = type(layer), getattr(layer, "groups", 1)
+    if kind in _CONVOLUTIONS:
+        return {"out_channels": shape[0], "in_channels": shape[1] * groups}
+    if kind in _TRANSPOSED:
+        return {"in_channels": shape[0], "out_channels": shape[1] * groups}
+    if kind is nn.Linear:
+        return {"out_features": shape[0], "in_features": shape[1]}
+    if kind in (nn.Embedding, nn.EmbeddingBag):
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    return {"num_features": shape[0]} if kind in _NORMS else {}
 
 
 def _constructor(table: Mapping[str, Any]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from abcsearch.runs.front_folder import run_folder
 from abcsearch.runs.header import as_begun, held_header
 from abcsearch.runs.knowledge import probes_of
 from abcsearch.runs.known_runs import found_known
+from abcsearch.runs.latency import timed_words
 from abcsearch.runs.preparing import preparation_of
 from abcsearch.runs.setup_check import asked_of, look_at
 from abcsearch.runs.shared import Shared
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.budget import Constraint
+    from abcsearch.channels.graph import ChannelGraph
     from abcsearch.runs.disk.setup import SetUp
     from abcsearch.runs.front_settings import Front
     from abcsearch.runs.settings import RunConfig, SpaceOptions
@@ -146,6 +148,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         free=sum(len(dimension.choices) > 1 for dimension in space.dimensions),
         structures=str(space.size),
         kept=_kept(config.space),
+        ranks=_of_ranks(graph),
         budget=_reach(task.constraint),
         prepare=config.prepare,
         needs="" if needs is None else needs.line,
@@ -169,6 +172,7 @@ def _rehearsed(config: RunConfig, folder: RunFolder, patience: float) -> Rehears
         disk=_disk(task, times.pruned, config, mapped) + (0 if needs is None else needs.disk),
         measured_on=_machine(config),
         notes=tuple(notes),
+        timed=timed_words(task.constraint.costs),
     )
 
 
@@ -253,7 +257,19 @@ def _kept(options: SpaceOptions) -> str:
     lowest = options.step if options.lowest is None else options.lowest
     whole = "" if options.alpha == 1 else ", so no layer keeps all its channels (alpha = 1)"
     widths = f"layers keep {lowest:g} to alpha = {options.alpha:g} of their channels by step = {options.step:g}{whole}"
-    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}"
+    fast = ", hardware = true: only widths that are fast" if options.hardware else ""
+    return f"{widths}; levels = {list(options.levels)}, divisor = {options.divisor}{fast}"
+
+
+def _of_ranks(graph: ChannelGraph) -> tuple[str, ...]:
+    """Returns lines on layers that may be products of two smaller ones, and why others stay whole; () without ranks."""
+    if not graph.ranks:
+        return ()
+    reasons = Counter(graph.unranked.values())
+    return (
+        f"{plural(len(graph.ranks), 'layer')} may be products of two smaller ones, at ranks that save MACs",
+        *(f"{count} stay whole: {reason}" for reason, count in reasons.items()),
+    )
 
 
 def _mapped(config: RunConfig, folder: RunFolder, task: Task, searcher: Searcher) -> int:

@@ -52,7 +52,10 @@ class Reach:
             f"{amount(self.name, *costs)} ({' to '.join(f'{100 * cost / (self.full or 1):.3g} %' for cost in costs)})"
             for costs in (ends, [self.smallest, self.largest])
         )
-        return f"{self.name} {'' if self.low else 'at most '}{asked}; this space reaches {reach}"
+        line = f"{self.name} {'' if self.low else 'at most '}{asked}; this space reaches {reach}"
+        unspent = self.largest < min(self.high, self.full)
+        more = "; no structure spends all of it: with alpha = 1 in [space] layers may keep all channels"
+        return f"{line}{more if unspent else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class Rehearsal:
         free: of these, those with more than one choice.
         structures: exact size of the space, as text: it is larger than most programs' numbers.
         kept: what layers may keep, in words: the settings of the space, defaults too.
+        ranks: lines on layers that may be products of two smaller ones; () where ranks are not searched.
         budget: its bounds.
         prepare: name and options of what is trained before the search, or None.
         needs: what that takes of a machine besides a network's training, in a line; "" for nothing worth mentioning.
@@ -99,6 +103,7 @@ class Rehearsal:
         disk: bytes of the run folder, with fine-tuned networks.
         measured_on: device and threads.
         notes: what else there is to know.
+        timed: where forward time was measured for the budget, in words; "" where it was not.
         budgets: names of the budgets, where there are several; all but the times of the whole is of the first one.
     """
 
@@ -118,6 +123,7 @@ class Rehearsal:
     free: int
     structures: str
     kept: str
+    ranks: tuple[str, ...]
     budget: tuple[Reach, ...]
     prepare: Part | None
     needs: str
@@ -142,6 +148,7 @@ class Rehearsal:
     measured_on: str
     notes: tuple[str, ...] = field(default=())
     budgets: tuple[str, ...] = field(default=())
+    timed: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Returns all of it as plain JSON values."""
@@ -180,7 +187,9 @@ class Rehearsal:
             *(f"  {count} fixed: {reason}" for reason, count in self.fixed.items()),
             f"space: {counted(int(self.structures))}; {self.free} of {plural(self.dimensions, 'dimension')} free",
             f"  {self.kept}",
+            *(f"  {line}" for line in self.ranks),
             *(f"budget: {bound.line}" for bound in self.budget),
+            *([self.timed] if self.timed else []),
             *([] if self.prepare is None else [f"preparation: {_words(self.prepare)}"]),
             *([f"  {self.needs}"] if self.needs else []),
             f"searcher: {_words(self.searcher)}; {self._counts()}, {together}",

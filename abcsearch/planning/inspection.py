@@ -10,6 +10,7 @@ import numpy as np
 from abcsearch.channels.groups import summarised
 from abcsearch.errors import TraceError, plural
 from abcsearch.example import Example
+from abcsearch.transforms.ranked import graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,10 +33,11 @@ class InspectedGroup:
 
     Attributes:
         name: of the group or block.
-        level: "filter", "stage" or "block".
-        channels: how many it has (1 for a block).
+        level: "filter", "stage", "block" or "rank".
+        channels: how many it has (1 for a block; of a rank, the full one).
         choices: values that a search may give it; empty if it is fixed.
-        macs: share of the network's macs that goes if it alone is cut to one channel (a block: dropped); None if fixed.
+        macs: share of the network's macs that goes if it alone is cut to one channel, or rank 1 (a block: dropped);
+            None if fixed.
         params: likewise.
         fixed: why it stays, or None.
         renormalises: whether norms over channels are computed over those of them that are left.
@@ -69,7 +71,8 @@ class InspectedGroup:
         )
         choices = spread or ", ".join(map(str, self.choices))
         level = f"{self.level}, renormalises" if self.renormalises else self.level
-        return [self.name, level, str(self.channels), choices, *shares, self.fixed or ""]
+        channels = str(self.channels) if self.channels else ""
+        return [self.name, level, channels, choices, *shares, self.fixed or ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,9 @@ class Inspection:
     def totals(self) -> tuple[str, ...]:
         """Lines of text: costs, what is prunable, size of the space."""
         blocks = sum(group.level == "block" for group in self.groups)
-        free = sum(group.fixed is None and group.level != "block" for group in self.groups)
+        ranks = [group for group in self.groups if group.level == "rank"]
+        channels = len(self.groups) - blocks - len(ranks)
+        free = sum(g.fixed is None and g.level not in ("block", "rank") for g in self.groups)
         shape, costs = "x".join(map(str, self.shape)), self.costs
         names = ", ".join(self.criteria)
         grown = (
@@ -113,10 +118,19 @@ class Inspection:
         return (
             f"{costs['macs']:,} macs, {costs['params']:,} params, "
             f"peak activation {costs['peak_activation'] / 1024:,.0f} KiB for one {shape} input",
-            f"{free} of {plural(len(self.groups) - blocks, 'group')} prunable, {plural(blocks, 'block')} can be "
+            f"{free} of {plural(channels, 'group')} prunable, {plural(blocks, 'block')} can be "
             f"dropped; prunable share: {self.prunable['macs']:.1%} of macs, {self.prunable['params']:.1%} of params",
+            *self._of_ranks(),
             f"{counted(self.structures)} in the space{grown}",
         )
+
+    def _of_ranks(self) -> tuple[str, ...]:
+        """Returns a line on layers that may be products, where ranks are searched."""
+        ranks = [group for group in self.groups if group.level == "rank"]
+        if not ranks:
+            return ()
+        able = sum(group.fixed is None for group in ranks)
+        return (f"{able} of {plural(len(ranks), 'layer')} may be products of two smaller ones",)
 
     def draw(self, path: Path) -> None:
         """Draws the widths along the network as a PNG file.
@@ -126,7 +140,7 @@ class Inspection:
         """
         from matplotlib.figure import Figure
 
-        groups = [group for group in self.groups if group.level != "block"]
+        groups = [group for group in self.groups if group.level not in ("block", "rank")]
         kinds = ["fixed" if group.fixed else group.level for group in groups]
         figure = Figure(
             figsize=(max(6.0, min(16.0, 2 + 0.22 * len(groups))), 4.5), layout="constrained"
@@ -169,7 +183,7 @@ def inspect_model(
     Raises:
         TraceError: if the network cannot be traced.
     """
-    graph = options.traced(model, example_input)
+    graph = graph_of(model, example_input, options)
     try:
         choices, size = (
             {d.name: d.choices for d in options.of(graph).dimensions},
@@ -179,7 +193,8 @@ def inspect_model(
     except TraceError:  # nothing at these levels: said in the table, group by group
         choices, size, several = {}, 1, 1
     blocks = [block.name for block in graph.blocks]
-    names = [group.name for group in graph.prunable] + blocks
+    ranks = {rank.name: rank for rank in graph.ranks}
+    names = [group.name for group in graph.prunable] + blocks + list(ranks)
     saved = {
         kind: dict(zip(names, _saved(graph, kind), strict=True)) for kind in ("macs", "params")
     }
@@ -209,6 +224,30 @@ def inspect_model(
         )
         for name in blocks
     ]
+    groups += [
+        InspectedGroup(
+            name=name,
+            level="rank",
+            channels=rank.full,
+            choices=choices.get(name, ()),
+            macs=saved["macs"][name],
+            params=saved["params"][name],
+            fixed=None,
+        )
+        for name, rank in ranks.items()
+    ]
+    groups += [
+        InspectedGroup(
+            name=f"rank of {path}",
+            level="rank",
+            channels=0,
+            choices=(),
+            macs=None,
+            params=None,
+            fixed=reason,
+        )
+        for path, reason in graph.unranked.items()
+    ]
     full = [*(group.channels for group in graph.prunable), *(1 for _ in blocks)]
     least = [*(1 for _ in graph.prunable), *(0 for _ in blocks)]
     costs = {
@@ -231,12 +270,12 @@ def inspect_model(
 
 
 def _saved(graph: ChannelGraph, kind: str) -> NDArray[np.float64]:
-    """Returns, per prunable group and block, the share of a cost that goes if it alone is cut to the least."""
-    full = np.array(
-        [*(group.channels for group in graph.prunable), *(1 for _ in graph.blocks)], dtype=np.int64
-    )
+    """Returns, per prunable group, block and rank, the share of a cost that goes if it alone is cut to the least."""
+    full = [*(group.channels for group in graph.prunable), *(1 for _ in graph.blocks)]
+    least = [*(1 for _ in graph.prunable), *(0 for _ in graph.blocks), *(1 for _ in graph.ranks)]
+    full = np.array([*full, *(rank.full for rank in graph.ranks)], dtype=np.int64)
     cut = np.tile(full, (len(full), 1))
-    np.fill_diagonal(cut, [*(1 for _ in graph.prunable), *(0 for _ in graph.blocks)])
+    np.fill_diagonal(cut, least)
     costs = getattr(graph.costs, kind)(np.concatenate([full[None], cut]))
     return 1 - costs[1:] / max(int(costs[0]), 1)
 

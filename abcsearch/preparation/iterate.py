@@ -67,7 +67,7 @@ class Iterate(Preparation):
         check_criterion("iterate", task, "the run's criterion in every round")
         check_norms("iterate", task)
         recipe = self.options.training
-        taught = recipe.distillation > 0
+        taught = recipe.taught
         check_training(recipe, task.data.train, task.data.objective, taught=taught, scored=False)
         name, options = self.options.searching
         if name:
@@ -133,7 +133,7 @@ class _Rounds:
         self._chosen.append(self.structure)
         sliced = slice_model(self.network, task.graph, self.structure, ranking)
         recipe = options.training
-        teacher = copy.deepcopy(task.base) if recipe.distillation else None
+        teacher = copy.deepcopy(task.base) if recipe.taught else None
         lesson = Supervised(sliced, objective=task.data.objective, teacher=teacher)
         trained = self._trainer.train(lesson, recipe, name=f"round-{number}")
         put_back(self.network, task.graph, self.structure, ranking, sliced)

@@ -77,7 +77,7 @@ class PruningNet(Preparation):
             ConfigError: if the recipe does not suit the data.
         """
         recipe = self.options.training
-        taught = recipe.distillation > 0
+        taught = recipe.taught
         check_training(recipe, task.data.train, task.data.objective, taught=taught, scored=False)
         if not _free(task.space):
             msg = "pruning_net makes weights from keep ratios, and no width of the space has a choice: search widths "
@@ -136,7 +136,7 @@ class PruningNet(Preparation):
             generator,
             from_full=not published,
             objective=task.data.objective,
-            teacher=copy.deepcopy(task.base) if recipe.distillation else None,
+            teacher=copy.deepcopy(task.base) if recipe.taught else None,
         )
         trained = trainer.train(lesson, recipe, name="pruning_net")
         if published:
@@ -145,7 +145,7 @@ class PruningNet(Preparation):
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "forward passes per step": 1 + (recipe.distillation > 0),
+            "forward passes per step": 1 + recipe.taught,
             "weights that are made": len(generator.made),
             "numbers that make them": _numbers(generator.made, options),
             "change of weights, from the full to the smallest structure": _change(

@@ -65,7 +65,7 @@ class Slimmable(Preparation):
     def check(self, task: Pruning) -> None:
         """Raises ConfigError unless the recipe suits the data."""
         recipe = self.options.training
-        taught = recipe.distillation > 0
+        taught = recipe.taught
         check_training(recipe, task.data.train, task.data.objective, taught=taught, scored=False)
 
     def prepare(self, task: Pruning, trainer: Trainer) -> Prepared:
@@ -81,13 +81,13 @@ class Slimmable(Preparation):
             full_share=options.full_share,
             distil=options.distil,
             objective=task.data.objective,
-            teacher=copy.deepcopy(task.base) if recipe.distillation else None,
+            teacher=copy.deepcopy(task.base) if recipe.taught else None,
         )
         trained = trainer.train(lesson, recipe, name="slimmable")
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "forward passes per step": options.networks + (recipe.distillation > 0),
+            "forward passes per step": options.networks + recipe.taught,
             "channels ranked, before the training, by": list(ranking.criteria),
         }
         source = Fixed(network.eval(), task.graph, ranking)

@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 from abcsearch.reporting.compare_drawings import compare_drawings
 from abcsearch.reporting.page import Page, Section, check_page, paragraph, table
 from abcsearch.reporting.plotting import cost_buttons, figure_of, layer_axis
-from abcsearch.reporting.words import COSTS, SERIES, cost_text, short_name, short_names
+from abcsearch.reporting.tables import ends_text
+from abcsearch.reporting.words import COSTS, SERIES, cost_text, ms_text, short_name, short_names
+from abcsearch.results.intervals import SHARES, difference_text, method_of
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.training.objectives import metric_text
 
@@ -57,7 +59,8 @@ def compare_page(found: Comparison) -> Page:
         Section(
             title="Winners",
             lead=_table_lead(found),
-            body=table(winner_cells(found.winners), range(2, 30), "dense"),
+            body=table(winner_cells(found.winners), range(2, 30), "dense")
+            + "".join(paragraph(line, "note") for line in worth(found)),
         ),
         Section(
             title="Best fitness over trials",
@@ -98,9 +101,14 @@ def _table_lead(found: Comparison) -> str:
         return "The best structure of each run."
     first = next(winner.times for winner in found.winners if winner.times)
     where = " and ".join(time.where for time in first)
+    brackets = ""
+    metrics = dict.fromkeys(name for winner in found.winners for name in winner.intervals)
+    if metrics:
+        hows = dict.fromkeys(method_of(metric) for metric in metrics)
+        brackets = f" In brackets after metrics: 95 % intervals ({'; '.join(hows)})."
     return (
         f"The best structure of each run; costs also in per cent of the full network. Forward time: median for a whole "
-        f"batch ({where}), all winners in turns."
+        f"batch ({where}), all winners in turns.{brackets}"
     )
 
 
@@ -119,12 +127,39 @@ def winner_cells(winners: Sequence[Winner]) -> list[list[str]]:
             _cost("macs", own.macs, own.macs_share),
             _cost("params", own.params, own.params_share),
         ]
-        row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
+        row += [ms_text(time.median_ms) for time in own.times] or ["-"] * len(times)
         row += [
-            _both(metric, own.tests[metric]) if metric in own.tests else "-" for metric in metrics
+            _both(metric, own.tests[metric]) + _bracket(metric, own) if metric in own.tests else "-"
+            for metric in metrics
         ]
         rows.append(row)
     return [head, *rows]
+
+
+def _bracket(metric: str, own: Winner) -> str:
+    """Returns the interval of a metric after fine-tuning, in brackets; "" where it is not known."""
+    ends = own.intervals.get(metric)
+    return "" if ends is None else f" ({ends_text(metric, ends)})"
+
+
+def worth(found: Comparison) -> list[str]:
+    """Returns what the differences of winners after fine-tuning are worth, in sentences; [] where nothing is known."""
+    if not found.differences:
+        return []
+    first = found.differences[0].first
+    metric = next(own.metric for own in found.winners if own.run == first) or ""
+    told: list[str] = []
+    for apart, words in ((True, "is better than"), (False, "cannot be told apart from")):
+        names = [
+            f"{one.second} ({difference_text(metric, one)})"
+            for one in found.differences
+            if one.told_apart == apart
+        ]
+        told += [f"{first} {words} {', '.join(names)}"] if names else []
+    how = "by 95 % intervals"
+    how += " of the same images" if all(one.paired for one in found.differences) else ""
+    how += "" if metric in SHARES else f" ({method_of(metric)})"
+    return [f"By test {metric} after fine-tuning, {'; '.join(told)}: {how}."]
 
 
 def short_cells(winners: Sequence[Winner]) -> list[list[str]]:
@@ -146,7 +181,7 @@ def short_cells(winners: Sequence[Winner]) -> list[list[str]]:
             _brief("macs", own.macs, own.macs_share),
             _brief("params", own.params, own.params_share),
         ]
-        row += [f"{time.median_ms:#.3g}" for time in own.times] or ["-"] * len(times)
+        row += [ms_text(time.median_ms) for time in own.times] or ["-"] * len(times)
         if metric is not None:
             row.append(_tight(_both(metric, own.tests[metric])) if metric in own.tests else "-")
         rows.append(row)

@@ -15,17 +15,20 @@ from abcsearch.records import names
 from abcsearch.reporting.gathering import gather
 from abcsearch.results.finetuned_files import problems
 from abcsearch.results.forward import measure_forward
-from abcsearch.results.report import tested_metrics
+from abcsearch.results.intervals import difference
+from abcsearch.results.report import test_intervals, tested_metrics
 from abcsearch.runs.config_run import LoadedOnce
-from abcsearch.runs.recipes import changed, finetune_command
+from abcsearch.runs.recipes import asked, changed, finetune_command
 from abcsearch.runs.settings import RunConfig, deciding
 from abcsearch.runs.settings_diff import complete, unlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from abcsearch.data.split import Images
     from abcsearch.reporting.gathering import Gathered
     from abcsearch.results.forward import ForwardTime
+    from abcsearch.results.intervals import Difference
 
     Scores = dict[str, Any] | None
 
@@ -71,6 +74,7 @@ class Winner:
         params_share: likewise.
         times: forward times of the network, measured in turns with the others; empty without it.
         tests: metrics on the test split by name, each before and after fine-tuning; empty without.
+        intervals: 95 % intervals of these after fine-tuning, as far as they are known.
         recipe: that it was fine-tuned with, plain values; None without.
         metric: of `tests`, what comes first in tables; None without the network.
     """
@@ -90,6 +94,9 @@ class Winner:
     tests: Mapping[str, Mapping[str, float]]
     recipe: Mapping[str, Any] | None = None
     metric: str | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, "tuple[float, float]"]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +109,8 @@ class Comparison:
         groups: runs with the same settings but the seed.
         winners: the best of each run.
         warnings: why the runs cannot be compared, or only in part.
+        differences: of the first metric after fine-tuning between the best winner and every other one that was
+            fine-tuned by the same recipe, as far as it is known what they are worth.
     """
 
     labels: tuple[str, ...]
@@ -109,11 +118,12 @@ class Comparison:
     groups: tuple[Group, ...]
     winners: tuple[Winner, ...]
     warnings: tuple[str, ...]
+    differences: tuple[Difference, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Returns the numbers of all charts and tables as plain values."""
         runs = {label: run.charts() for label, run in zip(self.labels, self.runs, strict=True)}
-        tables = {"groups": self.groups, "winners": self.winners}
+        tables = {"groups": self.groups, "winners": self.winners, "differences": self.differences}
         return {name: [asdict(one) for one in many] for name, many in tables.items()} | {
             "warnings": list(self.warnings),
             "runs": runs,
@@ -151,6 +161,41 @@ def compare_runs(run_dirs: Sequence[str | Path], *, trust: bool = False) -> Comp
         groups=_groups(labels, runs),
         winners=winners,
         warnings=(*_warnings(labels, runs), *_damages(runs), *_recipe_warnings(winners, runs)),
+        differences=_differences(winners, runs, scores),
+    )
+
+
+def _differences(
+    winners: Sequence[Winner], runs: Sequence[Gathered], scores: Sequence[Scores]
+) -> tuple[Difference, ...]:
+    """Returns how the best winner differs from the others by the first metric, after the same fine-tuning."""
+    known = [
+        (winner, run.run, own)
+        for winner, run, own in zip(winners, runs, scores, strict=True)
+        if run.run is not None and own is not None and winner.metric in winner.tests
+    ]
+    if not known:
+        return ()
+    best, opened, left = max(known, key=lambda one: one[0].tests[one[0].metric or ""]["after"])
+    metric, test = best.metric or "", opened.result.task.data.test
+    value = best.tests[metric]["after"]
+    found: list[Difference] = []
+    for winner, other, own in known:
+        alike = winner.metric == metric and not changed(asked(own), asked(left))
+        if winner is best or not alike or not _same_images(test, other.result.task.data.test):
+            continue
+        theirs = (winner.run, winner.tests[metric]["after"], own)
+        one = difference(metric, (best.run, value, left), theirs, len(test))
+        found += [] if one is None else [one]
+    return tuple(found)
+
+
+def _same_images(first: Images, second: Images) -> bool:
+    """Returns whether two splits hold the same images, as far as their labels say."""
+    return first is second or (
+        len(first) == len(second)
+        and first.labels.shape == second.labels.shape
+        and bool((first.labels == second.labels).all())
     )
 
 
@@ -224,6 +269,7 @@ def _winners(
                 tests={} if run.run is None else tested_metrics(run.run, tested),
                 recipe=None if tested is None else tested["recipe"],
                 metric=None if run.run is None else run.run.metric,
+                intervals={} if run.run is None else test_intervals(run.run, tested),
             )
         )
     return tuple(winners)

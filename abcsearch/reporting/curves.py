@@ -24,7 +24,7 @@ class Layer:
 
     Attributes:
         name: of the channel group or block.
-        level: "filter", "stage", "block", or "" where it is not known.
+        level: "filter", "stage", "block", "rank", or "" where it is not known.
         full: its value in the full network; where that is not known the largest that a trial had.
     """
 

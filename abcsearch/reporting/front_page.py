@@ -15,6 +15,7 @@ from abcsearch.reporting.page import Page, Section, link, paragraph, table
 from abcsearch.reporting.plotting import figure_of
 from abcsearch.reporting.words import BLACK, BLUE, GREEN, PURPLE, change_text
 from abcsearch.results.front_report import FULL, PEER, UNIFORM, WINNER, FrontReport, FrontRow
+from abcsearch.results.intervals import method_of
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.training.objectives import metric_text
 
@@ -65,8 +66,11 @@ def front_page(report: FrontReport, *, linked: bool) -> Page:
     shown += (
         " Circles are networks of others." if any(row.kind == PEER for row in report.rows) else ""
     )
-    if report.tuned and report.is_share:
-        shown += f" Lines are 95 % intervals (Wilson) by the number of test images, {report.images[0]:,}."
+    if any(report.spread(row) is not None for row in report.rows):
+        how = method_of(report.metric)
+        shown += (
+            f" Lines are 95 % intervals ({how}) by the number of test images, {report.images[0]:,}."
+        )
     # What is asked first, on telephones too
     cells = [[*row[:3], *row[-2:], *row[3:-2]] for row in report.cells()]
     sections = [

@@ -167,6 +167,7 @@ def _layers(history: History, run: FinishedRun | None) -> tuple[Layer, ...]:
         kinds = {group.name: group.kind for group in graph.prunable} | {
             block.name: "block" for block in graph.blocks
         }
+        kinds |= {layer.name: "rank" for layer in graph.ranks}
         widths = run.result.task.space.widths(run.result.task.space.full)
         return tuple(
             Layer(name=name, level=kinds[name], full=full) for name, (_, full) in widths.items()
@@ -197,7 +198,8 @@ def _widths(history: History, run: FinishedRun | None, layers: tuple[Layer, ...]
         criteria = {history.searcher: chosen[: len(layers)]} if labels else {}
         return Widths(layers=layers, kept={history.searcher: kept}, criteria=criteria)
     shown = {s.name: s.candidate for s in run.structures if s.name != "full"}
-    kept = {name: candidate[: len(layers)] for name, candidate in shown.items()}
+    settled = run.result.task.graph.settled
+    kept = {name: settled(candidate)[: len(layers)] for name, candidate in shown.items()}
     every = {name: run.result.task.space.criteria(candidate) for name, candidate in shown.items()}
     criteria = {
         name: tuple(chosen.get(layer.name, "") for layer in layers)

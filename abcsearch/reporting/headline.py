@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from abcsearch.errors import plural
-from abcsearch.training.objectives import metric_text
+from abcsearch.results.intervals import SHARES, difference_text
+from abcsearch.training.named import change_text, metric_text
 
 if TYPE_CHECKING:
     from abcsearch.results.forward import ForwardTime
-    from abcsearch.results.intervals import Difference
     from abcsearch.results.report import Report
 
 _SHARES = ((1 / 2, "half the"), (1 / 3, "a third of the"), (1 / 4, "a quarter of the"))
@@ -70,8 +70,10 @@ def _accuracy(report: Report) -> str:
         (difference for difference in report.differences if difference.second == full.network), None
     )
     if against is None:
-        return text
-    return f"{text} (\u00b1{100 * against.half:.1f}, on {plural(report.images, 'test image')})"
+        return f"{text} (how sure that is, is not known)"
+    half = change_text(metric, against.half, signed=False).removesuffix(" points")
+    doubt = "" if against.told_apart else "within noise "
+    return f"{text} (\u00b1{half}, {doubt}on {plural(report.images, 'test image')})"
 
 
 def doubts(report: Report) -> list[str]:
@@ -79,19 +81,17 @@ def doubts(report: Report) -> list[str]:
     near = [difference for difference in report.differences if not difference.told_apart]
     if not near:
         return []
-    names = ", ".join(f"{difference.second} ({difference_text(difference)})" for difference in near)
+    names = ", ".join(
+        f"{difference.second} ({difference_text(report.metric, difference)})" for difference in near
+    )
     how = (
-        "the same images, compared one by one"
-        if all(difference.paired for difference in near)
-        else "each by itself"
+        "each by itself"
+        if not all(difference.paired for difference in near)
+        else "the same images, compared one by one"
+        if report.metric in SHARES
+        else "the same images, drawn 1,000 times with replacement"
     )
     return [
         f"Within noise: on {plural(report.images, 'test image')} {report.rows[-1].network} cannot be told apart from "
         f"{names}; 95 % intervals, {how}. More test images, or more seeds, would tell."
     ]
-
-
-def difference_text(own: Difference) -> str:
-    """Returns a difference with its interval, in points."""
-    text = f"{100 * own.change:+.2f} points, {100 * own.low:+.2f} to {100 * own.high:+.2f}"
-    return text.replace("-", "\u2212")

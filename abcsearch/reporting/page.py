@@ -58,6 +58,13 @@ _SCRIPT = """
       for (const axis of [figure.layout.xaxis, figure.layout.yaxis])
         if (axis && axis.title) axis.title.font = { size: 10 };
       figure.layout.legend.font = { size: 11 };
+      if (figure.layout.updatemenus) {  // a legend of several lines would lie under the buttons
+        Object.assign(figure.layout.legend, { y: -0.25, yanchor: "top" });
+        for (const menu of figure.layout.updatemenus) menu.y = 1.04;
+        Object.assign(figure.layout.margin, { t: 60, b: 170 });
+        figure.layout.height += 90;
+        document.getElementById(name).style.height = `${figure.layout.height}px`;
+      }
     }
     await Plotly.newPlot(name, figure.data, figure.layout, options);
   }

@@ -24,6 +24,7 @@ from abcsearch.reporting.page import (
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
 from abcsearch.reporting.tables import network_lines, width_cells
 from abcsearch.reporting.words import change_text, time_change
+from abcsearch.results.intervals import method_of
 from abcsearch.results.report import CHAIN, write_report
 from abcsearch.runs.disk.decision import scored
 from abcsearch.runs.disk.folder import RunFolder
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from abcsearch.reporting.gathering import Gathered
     from abcsearch.reporting.history import History
+    from abcsearch.results.report import Report
 
 PAGE = "report.html"
 
@@ -218,8 +220,17 @@ def _networks(found: Gathered) -> Section | None:
     first = [len(names) - 1, *range(len(names) - 1)]
     body = network_table(names, network_lines(found.report), first)
     return Section(
-        title="Networks", lead=lead, body=body + paragraph(found.report.notes[0], "note")
+        title="Networks",
+        lead=lead + _brackets(found.report),
+        body=body + paragraph(found.report.notes[0], "note"),
     )
+
+
+def _brackets(report: Report) -> str:
+    """Returns how the intervals of the table are made."""
+    metrics = dict.fromkeys(name for row in report.rows for name in row.intervals)
+    hows = dict.fromkeys(method_of(metric) for metric in metrics)
+    return f" In brackets after fine-tuning: 95 % intervals ({'; '.join(hows)})." if hows else ""
 
 
 def _fitness(found: Gathered) -> Section:

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from abcsearch.errors import plural
-from abcsearch.reporting.words import change_text, cost_text, time_change, width_text
-from abcsearch.results.intervals import SHARES, wilson
-from abcsearch.training.objectives import is_share, metric_text
+from abcsearch.reporting.words import (
+    change_text,
+    cost_text,
+    ms_text,
+    time_change,
+    width_text,
+)
+from abcsearch.results.intervals import method_of
+from abcsearch.training.named import change_text as metric_change
+from abcsearch.training.named import is_share, metric_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,8 +56,8 @@ def network_lines(report: Report) -> list[tuple[str, list[Line]]]:
             _points(f"{when} fine-tuning", rows, [t.get(when) for t in tests], metric)
             for when in both
         ]
-        if metric in SHARES and report.images:
-            lines[-1] = _with_intervals(lines[-1], [t.get("after") for t in tests], report.images)
+        ends = [None if row.otherwise else row.intervals.get(metric) for row in rows]
+        lines[-1] = _with_intervals(metric, lines[-1], ends)
         changes = tuple((_tuning(metric, tested), "") for tested in tests)
         columns.append(
             (f"Test, {metric}", [*lines, Line(name="change by fine-tuning", cells=changes)])
@@ -58,22 +65,26 @@ def network_lines(report: Report) -> list[tuple[str, list[Line]]]:
     return columns
 
 
-def _with_intervals(line: Line, values: Sequence[float | None], images: int) -> Line:
-    """Returns a line of shares of so many images, each with its 95 % interval."""
+def _with_intervals(
+    metric: str, line: Line, intervals: Sequence[tuple[float, float] | None]
+) -> Line:
+    """Returns a line of a metric, each value with its 95 % interval, where that is known."""
+    if not any(intervals):
+        return line
+    how = method_of(metric).partition(":")[0]
     cells = [
-        (
-            text if value is None or not 0 <= value <= 1 else f"{text} ({_ends(value, images)})",
-            change,
-        )
-        for value, (text, change) in zip(values, line.cells, strict=True)
+        (text if ends is None else f"{text} ({ends_text(metric, ends)})", change)
+        for ends, (text, change) in zip(intervals, line.cells, strict=True)
     ]
-    return Line(name=f"{line.name}, 95 % interval", cells=tuple(cells))
+    return Line(name=f"{line.name}, 95 % interval ({how})", cells=tuple(cells))
 
 
-def _ends(value: float, images: int) -> str:
-    """Returns the ends of the interval of a share, in per cent."""
-    low, high = wilson(value, images)
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+def ends_text(metric: str, ends: tuple[float, float]) -> str:
+    """Returns the ends of an interval: shares in per cent, other metrics in their unit, without it."""
+    low, high = ends
+    if is_share(metric):
+        return f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{metric_text(metric, low).removesuffix(' dB')} to {metric_text(metric, high).removesuffix(' dB')}"
 
 
 def _comparable(row: Row, found: Mapping[str, float]) -> Mapping[str, float]:
@@ -126,7 +137,7 @@ def _times(rows: Sequence[Row]) -> list[Line]:
         threads = f", {plural(first.threads, 'thread')}" if first.threads else ""
         cells = tuple(
             (
-                f"{time.median_ms:#.3g} ms ({time.low_ms:#.3g} to {time.high_ms:#.3g})",
+                f"{ms_text(time.median_ms)} ms ({ms_text(time.low_ms)} to {ms_text(time.high_ms)})",
                 "" if row is rows[0] else time_change(first, time),
             )
             for row, time in zip(rows, times, strict=True)
@@ -152,12 +163,7 @@ def _points(name: str, rows: Sequence[Row], values: Sequence[float | None], metr
 
 def _difference(metric: str, value: float) -> str:
     """Returns a difference of a metric: shares in points, ratios of signals in dB."""
-    text = (
-        f"{100 * value:+.2f} points"
-        if is_share(metric)
-        else f"{'+' if value >= 0 else ''}{metric_text(metric, value)}"
-    )
-    return text.replace("-", "\u2212")
+    return metric_change(metric, value).replace("-", "\u2212")
 
 
 def width_cells(widths: Widths) -> list[list[str]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#9AA0A6"
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, "#8C6D00", "#5B5B5B")
-LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "": BLUE}
+LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "rank": ORANGE, "": BLUE}
 NETWORKS = {"full": BLACK, "uniform": GREEN, "random": ORANGE}
 # Plotly, matplotlib
 SYMBOLS = {"full": ("square", "s"), "uniform": ("diamond", "D"), "random": ("triangle-up", "^")}
@@ -75,6 +75,15 @@ def cost_text(name: str, cost: float) -> str:
     return short_count(round(cost))
 
 
+def ms_text(milliseconds: float) -> str:
+    """Returns a duration in milliseconds with three digits, those before the point always: 0.620, 91.5, 145, 1,234."""
+    return (
+        f"{milliseconds:,.0f}"
+        if milliseconds >= 999.5
+        else f"{milliseconds:#.3g}".removesuffix(".")
+    )
+
+
 def change_text(before: float, after: float) -> str:
     """Returns a change in per cent of what was before: "-60.3 %", "+1.2 %", "0 %"."""
     if before == 0:
@@ -95,6 +104,8 @@ def width_text(layer: Layer, kept: int) -> str:
     """Returns what became of a layer in words."""
     if layer.level == "block":
         return "kept" if kept else "dropped"
+    if layer.level == "rank" and kept == layer.full:
+        return "whole"
     return f"{layer.full} ⇒ {kept}"
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.channels.latency import forward_times
-from abcsearch.errors import escaped, one_line, plural
+from abcsearch.channels.latency import forward_times, in_turns
+from abcsearch.errors import ModelError, escaped, one_line, plural
 from abcsearch.example import Example, repeated
 from abcsearch.exporting.targets import FOLDERS
 from abcsearch.files import replace_file
+from abcsearch.formats import first_line
 from abcsearch.results.forward import BATCHES
-from abcsearch.results.intervals import SHARES, paired, unpacked, wilson
+from abcsearch.results.intervals import difference, difference_text, ends_of, method_of
 from abcsearch.training.named import metric_text
 
 if TYPE_CHECKING:
@@ -184,34 +186,56 @@ def _numbers(
     tuned = run.tuned(full).scores if structure is not full else None
     before = None if tuned is None else tuned["after"][run.metric]
     after = None if info["test"] is None else info["test"][run.metric]
-    rows.append([f"test {run.metric}", _score(run, before), _score(run, after)])
-    if tuned is not None and scores is not None and run.metric in SHARES and after is not None:
-        last = scores if chain is None else {"hits": list(chain.links[-1].hits)}
-        difference = _difference(tuned, last)
-        rows += [["difference, 95 %", "", difference]] if difference else []
+    link = None if chain is None else chain.links[-1]
+    last = scores if link is None else {"hits": list(link.hits), "resampled": dict(link.resampled)}
+    rows.append([f"test {run.metric}", _score(run, before, tuned), _score(run, after, last)])
+    if before is not None and after is not None and tuned is not None and last is not None:
+        change = _difference(run, (before, tuned), (after, last))
+        rows += [["difference, 95 %", "", change]] if change else []
     for batch, times in _times(run, model).items():
         rows.append([f"forward time in torch, batch {batch}", *(f"{ms:.3g} ms" for ms in times)])
-    return rows
+    return [*rows, *_budgeted(run, model)]
 
 
-def _score(run: FinishedRun, value: float | None) -> str:
-    """Returns a metric with its interval, where it is a share of images."""
+def _budgeted(run: FinishedRun, model: nn.Module) -> list[list[str]]:
+    """Returns the forward times where the budget bounds them, measured now in turns; none where it does not."""
+    options, data = run.config.latency, run.result.task.data
+    if "latency_ms" not in run.config.budget.bounds:
+        return []
+    full, own = copy.deepcopy(run.result.task.base), copy.deepcopy(model)
+    try:
+        turns = in_turns([own], full, data.example[:1], options, seconds=_SECONDS)
+    except ModelError as error:  # it may have been measured on another machine
+        return [[f"forward time in {options.where}", "", f"not measured here: {first_line(error)}"]]
+    share = float(turns.shares[0])
+    ms = f"{share * turns.full_ms:.3g} ms ({share:.3f} of it)"
+    return [[f"forward time in {options.where}", f"{turns.full_ms:.3g} ms", ms]]
+
+
+def _score(run: FinishedRun, value: float | None, scores: Mapping[str, Any] | None) -> str:
+    """Returns a metric with its interval, where that is known."""
     if value is None:
         return "-"
     text = metric_text(run.metric, value)
-    if run.metric not in SHARES:
+    resampled = (scores or {}).get("resampled")
+    ends = ends_of(run.metric, value, len(run.result.task.data.test), resampled)
+    if ends is None:
         return text
-    ends = wilson(min(max(value, 0.0), 1.0), len(run.result.task.data.test))
     return f"{text} ({' to '.join(metric_text(run.metric, end) for end in ends)})"
 
 
-def _difference(full: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Returns how much more accurate a network is than another on the same images; "" where that is not known."""
-    first, second = unpacked(own.get("hits")), unpacked(full.get("hits"))
-    if first is None or second is None or len(first) != len(second):
+def _difference(
+    run: FinishedRun,
+    full: tuple[float, Mapping[str, Any]],
+    own: tuple[float, Mapping[str, Any]],
+) -> str:
+    """Returns how a network differs from the full one on the same images; "" where that is not known."""
+    images = len(run.result.task.data.test)
+    one = difference(run.metric, ("this", *own), ("full", *full), images)
+    if one is None or not one.paired:
         return ""
-    low, high = paired(first, second)
-    return f"{100 * (first.mean() - second.mean()):+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
+    text = difference_text(run.metric, one)
+    return text if one.told_apart else f"{text}: within noise"
 
 
 def _times(run: FinishedRun, model: nn.Module) -> dict[int, tuple[float, ...]]:
@@ -230,7 +254,7 @@ def _times(run: FinishedRun, model: nn.Module) -> dict[int, tuple[float, ...]]:
 def _intervals(run: FinishedRun, info: Mapping[str, Any]) -> str:
     """Returns what the numbers mean."""
     test = plural(len(run.result.task.data.test), "test image")
-    share = " In brackets: 95 % intervals (Wilson)." if run.metric in SHARES else ""
+    share = f" In brackets: 95 % intervals ({method_of(run.metric)})."
     int8 = " torch computes int8 in float32; onnxruntime in integers." if _is_int8(info) else ""
     return f"Scores are of {test}, which nothing was chosen by.{share} Times are of this machine's CPU, in turns.{int8}"
 

@@ -288,8 +288,8 @@ def _trained(  # noqa: PLR0913 - what is trained, and how
 ) -> nn.Module:
     """Returns the network of a link after it has been trained."""
     stage = f"chain, {name}"
-    data, teacher = work.data, work.teacher if recipe.distillation else None
-    if recipe.distillation and teacher is None:
+    data, teacher = work.data, work.teacher if recipe.taught else None
+    if recipe.taught and teacher is None:
         msg = f"transform {name!r}: its recipe distils, and there is no teacher: pass teacher=, or set distillation to 0"
         raise ConfigError(msg)
     lesson = transform.lesson(model, data.objective, teacher)

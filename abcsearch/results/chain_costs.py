@@ -17,7 +17,7 @@ from abcsearch.example import Example, repeated
 from abcsearch.exporting import export, open_export
 from abcsearch.exporting.checking import Frozen
 from abcsearch.results.forward import BATCHES
-from abcsearch.results.intervals import packed
+from abcsearch.results.intervals import SHARES, packed, packed_draws
 from abcsearch.results.links import Chain, Link, Time
 from abcsearch.runs.disk.weights import state_bytes
 from abcsearch.training.objectives import find_objective
@@ -51,7 +51,8 @@ def measured(folder: Path, opened: Open, before: Link | None, data: Data) -> dic
         files={path.name: "" for path in folder.iterdir()},
     )
     network = opened(folder, bare)
-    tally = Tally(goal := find_objective(data.objective), kept=goal.headline)
+    goal = find_objective(data.objective)
+    tally = Tally(goal, kept=goal.headline, resampled=True)
     tally.add(network, data.test)
     values = tally.values()
     shares = values is not None and values.ndim == 1 and bool(((values == 0) | (values == 1)).all())
@@ -63,6 +64,13 @@ def measured(folder: Path, opened: Open, before: Link | None, data: Data) -> dic
         else state_bytes(network),
         "test": tally.means(),
         "hits": tuple(packed(values.bool().numpy())) if shares and values is not None else (),
+        "resampled": {}
+        if goal.headline in SHARES
+        else {
+            metric: packed_draws(draws, tally.count)
+            for metric, draws in tally.resampled().items()
+            if metric == goal.headline
+        },
     }
 
 

@@ -18,7 +18,7 @@ from abcsearch.example import Example, described, repeated, run_on
 from abcsearch.exporting import open_export
 from abcsearch.exporting.plan_files import export_files
 from abcsearch.runs.config_run import load_run_data
-from abcsearch.runs.disk.weights import load_checkpoint
+from abcsearch.runs.disk.weights import load_brought
 from abcsearch.runs.settings import Part
 from abcsearch.runs.setup_check import Asked, look_at
 from abcsearch.training.computing import find_device
@@ -175,7 +175,7 @@ def evaluate_checkpoint(
     """Scores a checkpoint, as its network is, on a split of a config's data, and measures its forward time.
 
     Args:
-        path: weights of the config's network, which `load_checkpoint` reads.
+        path: weights of the config's network, which `load_brought` reads.
         config: of the network and the data.
         options: how.
 
@@ -185,7 +185,7 @@ def evaluate_checkpoint(
     """
     where, options = Path(path), options or EvaluationOptions()
     model = config.model.build(config.seed)
-    load_checkpoint(model, where)
+    load_brought(model, where)
     data = load_run_data(config)
     _check_fit(model.eval(), data, where)
     # It need not be one that can be pruned

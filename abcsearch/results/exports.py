@@ -200,7 +200,8 @@ def _info(
         **({"post_processing": POST_PROCESSING} if _has_places(run) else {}),
         "candidate": list(structure.candidate),
         "widths": {
-            name: list(pair) for name, pair in task.space.widths(structure.candidate).items()
+            name: list(pair)
+            for name, pair in task.space.widths(task.graph.settled(structure.candidate)).items()
         },
         **({"criteria": chosen} if (chosen := task.space.criteria(structure.candidate)) else {}),
         "macs": int(task.graph.costs.macs([structure.candidate])[0]),

@@ -17,7 +17,7 @@ from abcsearch.results.finetuned_files import (
     unfinished,
     weights_names,
 )
-from abcsearch.results.intervals import packed
+from abcsearch.results.intervals import SHARES, packed, packed_draws
 from abcsearch.results.shelf import Home, keep, look_up, put, shelf_of, take, tidy
 from abcsearch.results.status import TUNING
 from abcsearch.runs.disk.weights import checkpoint_path, tensors_writer
@@ -142,9 +142,7 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
     recipe, task = wanted.recipe, run.result.task
     chosen = _chosen(run, only)
     for own in map(wanted.recipe_of, chosen):
-        check_training(
-            own, task.data.train, task.data.objective, taught=bool(own.distillation), scored=True
-        )
+        check_training(own, task.data.train, task.data.objective, taught=own.taught, scored=True)
         if workers is not None:
             Crew(size=workers.workers).check(own.batch_size)
     progress = logged(run.folder, progress)
@@ -307,7 +305,7 @@ def _finetune_to_shelf(
         recipe,
         seed=run.config.seed,
         on_epoch=on_epoch,
-        teacher=run.result.task.base if recipe.distillation else None,
+        teacher=run.result.task.base if recipe.taught else None,
         checkpoint=checkpoint,
         workers=wanted.workers,
         same=wanted.changes(structure),
@@ -328,6 +326,11 @@ def _finetune_to_shelf(
         "validation": training.scores,
         "best_epoch": training.best_epoch,
         **({} if tuned.hits is None else {"hits": packed(tuned.hits.numpy())}),
+        "resampled": {
+            metric: packed_draws(draws, len(run.result.task.data.test))
+            for metric, draws in tuned.resampled.items()
+            if metric not in SHARES
+        },
         "weights": {name: tensors_hash(state) for name, state in states.items()},
     }
     return put(

@@ -9,12 +9,13 @@ from abcsearch.bounds import short_count
 from abcsearch.errors import RunError, escaped, plural, quoted
 from abcsearch.results.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.results.front_answer import LOSS, Standing, answer, interval
-from abcsearch.results.intervals import SHARES, wilson
+from abcsearch.results.intervals import SHARES, Difference, difference, difference_text, ends_of
 from abcsearch.results.open_run import open_so_far
 from abcsearch.runs.config_run import LoadedOnce
 from abcsearch.runs.disk.known import mapped_total
 from abcsearch.runs.front_folder import FRONT
 from abcsearch.runs.front_settings import Front
+from abcsearch.runs.recipes import asked, changed
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class FrontRow:
         fitness: on search-validation, before fine-tuning; None if its evaluation failed.
         before: the metric on the test split before fine-tuning; None where it has not been fine-tuned.
         after: the same after it.
+        interval: 95 % of that; None where it is not known.
+        change: of it against the full network after fine-tuning; None likewise.
     """
 
     budget: str
@@ -50,6 +53,8 @@ class FrontRow:
     fitness: float | None
     before: float | None
     after: float | None
+    interval: tuple[float, float] | None = None
+    change: Difference | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +100,10 @@ class FrontReport:
         return self.metric in SHARES
 
     def spread(self, row: FrontRow) -> tuple[float, float] | None:
-        """Returns how far a 95 % interval of a network's test metric reaches down and up; None where it is no share."""
-        if (
-            not (self.tuned and self.is_share)
-            or row.after is None
-            or row.kind == PEER
-            or not 0 <= row.after <= 1
-        ):
+        """Returns how far a 95 % interval of a network's test metric reaches down and up; None where that is not known."""
+        if not self.tuned or row.after is None or row.interval is None:
             return None
-        low, high = wilson(row.after, self.images[0])
+        low, high = row.interval
         return row.after - low, high - row.after
 
     def cells(self, *, short: bool = False) -> list[list[str]]:
@@ -152,6 +152,9 @@ class FrontReport:
         full, accuracy = self.accuracy(self.rows[0]), self.accuracy(row)
         if full is None or accuracy is None or row.kind == FULL:
             return "-"
+        if self.tuned and row.change is not None and row.change.paired:
+            noise = "" if row.change.told_apart else ": within noise"
+            return f"{difference_text(self.metric, row.change)}{noise}"
         # Of how many images that is, nobody says
         if not (self.tuned and self.is_share) or row.kind == PEER:
             return f"{accuracy - full:+.4f}"
@@ -201,7 +204,8 @@ def make_front_report(
         int(runs[0].config.evaluator.options.get("threads", 1)),
     )
     times = measure_forward(networks, example, threads=threads)
-    rows = [_row(*one, structure) for one, structure in zip(chosen, times, strict=True)]
+    full = runs[0].tuned(chosen[0][1]).scores
+    rows = [_row(*one, each, full) for one, each in zip(chosen, times, strict=True)]
     rows = [
         rows[0],
         *sorted(
@@ -237,13 +241,19 @@ def _structures(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, Structur
 
 
 def _row(
-    run: FinishedRun, structure: Structure, kind: str, times: tuple[ForwardTime, ...]
+    run: FinishedRun,
+    structure: Structure,
+    kind: str,
+    times: tuple[ForwardTime, ...],
+    full: dict[str, Any] | None,
 ) -> FrontRow:
-    """Returns the row of a network."""
+    """Returns the row of a network; `full`: scores of the full one's fine-tuning."""
     costs, scores = run.result.task.graph.costs, run.tuned(structure).scores
     before, after = (
         None if scores is None else float(scores[when][run.metric]) for when in ("before", "after")
     )
+    images = len(run.result.task.data.test)
+    ends = ends_of(run.metric, after, images, (scores or {}).get("resampled"))
     return FrontRow(
         budget="" if kind == FULL else run.folder.path.name,
         kind=kind,
@@ -253,7 +263,22 @@ def _row(
         fitness=run.fitness(structure),
         before=before,
         after=after,
+        interval=ends,
+        change=None if kind == FULL else _change(run, scores, full),
     )
+
+
+def _change(
+    run: FinishedRun, scores: dict[str, Any] | None, full: dict[str, Any] | None
+) -> Difference | None:
+    """Returns how a network's test metric differs from the full one's, of fine-tunings by one recipe."""
+    if scores is None or full is None or changed(asked(scores), asked(full)):
+        return None
+    own, other = scores["after"][run.metric], full["after"][run.metric]
+    shares = run.metric not in SHARES or (0 <= own <= 1 and 0 <= other <= 1)
+    images = len(run.result.task.data.test)
+    named = ("this", own, scores), ("full", other, full)
+    return difference(run.metric, *named, images) if shares else None
 
 
 def _peers(there: FrontFolder, full: int) -> list[FrontRow]:

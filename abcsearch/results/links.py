@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from abcsearch.bounds import short_count
 from abcsearch.errors import RunError
 from abcsearch.files import replace_file, sealed, unsealed
-from abcsearch.results.intervals import SHARES, wilson
+from abcsearch.results.intervals import ends_of
 from abcsearch.training.named import metric_text
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Link:
         untrained: metrics on the test images before it was trained; {} where it was not.
         test: metrics on the test images.
         hits: which test images are answered rightly, as `packed`; () where the metric does not say so.
+        resampled: what the metric is of test images drawn with replacement, by name, as `packed_draws`; {} of shares of
+            images, and of links of earlier versions.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Link:
     bits: tuple[int, int] = (32, 32)
     untrained: Mapping[str, float] = field(default_factory=dict[str, float])
     hits: tuple[Any, ...] = field(default=(), repr=False)
+    resampled: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property
     def bit_operations(self) -> int:
@@ -104,7 +107,9 @@ class Link:
             "recipe": Mapping | None,
             "bits": list,
         }
-        kinds |= {"untrained": Mapping, "hits": list}
+        kinds |= {"untrained": Mapping, "hits": list, "resampled": Mapping}
+        if isinstance(plain, Mapping):
+            plain = {"resampled": {}, **plain}  # which links of earlier versions do not have
         if not isinstance(plain, Mapping) or plain.keys() != {own.name for own in fields(cls)}:
             msg = f"it is no link of a chain: {plain!r:.80}"
             raise ValueError(msg)
@@ -198,12 +203,12 @@ class Chain:
         return rows
 
     def _score(self, link: Link) -> str:
-        """Returns the metric, with its interval where it is a share of images."""
+        """Returns the metric, with its interval where that is known."""
         value = link.test[self.metric]
         text = metric_text(self.metric, value)
-        if self.metric in SHARES and self.images:
-            low, high = wilson(min(max(value, 0.0), 1.0), self.images)
-            text += f" ({metric_text(self.metric, low)} to {metric_text(self.metric, high)})"
+        ends = ends_of(self.metric, value, self.images, link.resampled)
+        if ends is not None:
+            text += f" ({' to '.join(metric_text(self.metric, end) for end in ends)})"
         return text
 
     def lines(self) -> list[str]:

@@ -11,6 +11,7 @@ from abcsearch.results.finetuned_files import FOLDER, kept
 from abcsearch.results.forward import BATCHES
 from abcsearch.runs.disk.decision import scored
 from abcsearch.runs.disk.setup import read_setup
+from abcsearch.runs.latency import timed_words
 from abcsearch.runs.recipes import finetune_command
 
 if TYPE_CHECKING:
@@ -51,8 +52,14 @@ def notes_of(
         f"{threads} thread(s), the networks in turns.{_overlapping(rows, _again(run, out))}",
         f"{_counted(run)}, {failed} failed, seed {config.seed}; {versions}; {platform}.",
         *(() if setup is None else setup.lines),
-        *filter(None, [scored(run.result.trials, run.result.decision), outside]),
+        *filter(None, [scored(run.result.trials, run.result.decision), _timed(run), outside]),
     )
+
+
+def _timed(run: FinishedRun) -> str:
+    """Returns what the forward time of the budget is; "" without any."""
+    words = timed_words(run.result.task.constraint.costs)
+    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def _fine_tuned(run: FinishedRun, rows: Sequence[Row], recipe: Mapping[str, Any] | None) -> str:

@@ -412,6 +412,6 @@ def _unfinished(folder: RunFolder, n_trials: int) -> Iterator[str]:
     if done < n_trials:
         yield f"{done} of {plural(n_trials, 'trial')} in {folder.journal}"
     elif folder.decided() is False:
-        yield f"the best trials in {folder.journal} are still to be scored in full"
+        yield f"the best trials in {folder.journal} are still to be scored in full or measured"
     else:
         yield f"{folder.path / 'searcher.json'} is missing or damaged, which resuming mends"

@@ -13,7 +13,7 @@ from abcsearch.errors import escaped, plural
 from abcsearch.results.chained import known_chain
 from abcsearch.results.finetuned_files import problems
 from abcsearch.results.forward import BATCHES, measure_forward
-from abcsearch.results.intervals import SHARES, Difference, difference
+from abcsearch.results.intervals import SHARES, Difference, difference, ends_of
 from abcsearch.results.notes import notes_of
 from abcsearch.results.prepared_facts import prepared_facts
 from abcsearch.results.rows import Row
@@ -61,7 +61,8 @@ class Report:
     Attributes:
         title: what was searched.
         rows: the networks.
-        widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept.
+        widths: (group, level, full width, kept width) along the network; of a block, 1 and whether it is kept;
+            of a rank, the full one and that of the winner.
         criteria: the criterion that has chosen the channels, by group; {} where there was no choice.
         notes: how the numbers were measured, and where the run is.
         against: the cost of the front: what the searcher weighs fitness against, for most of them macs.
@@ -71,7 +72,7 @@ class Report:
         damaged: which files of fine-tuning are missing or damaged, and what to do.
         images: number of test images.
         differences: of the winner's metric after fine-tuning to that of every other network by the same recipe, where
-            it is a share of images.
+            it is known what they are worth.
         prepared: what was prepared before the search: names and values, its structures among the trials last; () where
             nothing was.
         chain: what the transforms of the config have made of the winner; None without any.
@@ -225,12 +226,15 @@ def make_report(run: FinishedRun, out: Path | None = None) -> Report:
             else _test(run, scores[structure.name], "after"),
             tests=tested_metrics(run, scores[structure.name]),
             otherwise=otherwise[structure.name],
+            intervals=test_intervals(run, scores[structure.name]),
             own=_own(scores[structure.name]),
         )
         for index, structure in enumerate(run.structures)
     )
     levels = [group.kind for group in task.graph.prunable] + ["block"] * len(task.graph.blocks)
-    dimensions = zip(task.space.dimensions, levels, run.winner.candidate, strict=False)
+    levels += ["rank"] * len(task.graph.ranks)
+    settled = task.graph.settled(run.winner.candidate)
+    dimensions = zip(task.space.dimensions, levels, settled, strict=False)
     widths = tuple((d.name, level, d.full, value) for d, level, value in dimensions)
     against = str(config.searcher.options.get("against", "macs"))
     return Report(
@@ -256,15 +260,16 @@ def _differences(
     run: FinishedRun, rows: Sequence[Row], scores: Mapping[str, dict[str, Any] | None]
 ) -> tuple[Difference, ...]:
     """Returns how the winner's accuracy after fine-tuning differs from the others', with what that is worth."""
-    if run.metric not in SHARES or rows[-1].after is None:
+    if rows[-1].after is None:
         return ()
     known = [
-        (row.network, row.after, (scores[row.network] or {}).get("hits"))
+        (row.network, row.after, scores[row.network] or {})
         for row in rows
-        if row.after is not None and 0 <= row.after <= 1
+        if row.after is not None and (run.metric not in SHARES or 0 <= row.after <= 1)
     ]
     images = len(run.result.task.data.test)
-    return tuple(difference(known[-1], other, images) for other in known[:-1])
+    each = (difference(run.metric, known[-1], other, images) for other in known[:-1])
+    return tuple(one for one in each if one is not None)
 
 
 def write_report(
@@ -300,6 +305,8 @@ def _front(result: SearchResult, against: str) -> tuple[Point, ...]:
 
 def _change(level: str, full: int, kept: int) -> str:
     """Returns what became of a width or a block, in words."""
+    if level == "rank":
+        return "whole" if kept == full else f"rank {kept} of {full}"
     return f"{full} => {kept}" if level != "block" else ("kept" if kept else "dropped")
 
 
@@ -326,6 +333,20 @@ def tested_metrics(run: FinishedRun, score: dict[str, Any] | None) -> dict[str, 
         if all(name in scores for scores in both.values()) and not (few and name == "top5")
     ]
     return {name: {when: float(scores[name]) for when, scores in both.items()} for name in known}
+
+
+def test_intervals(
+    run: FinishedRun, score: dict[str, Any] | None
+) -> dict[str, tuple[float, float]]:
+    """Returns the 95 % intervals of what `tested_metrics` has after fine-tuning, as far as they are known."""
+    if score is None:
+        return {}
+    images, resampled = len(run.result.task.data.test), score.get("resampled")
+    each = {
+        name: ends_of(name, values["after"], images, resampled)
+        for name, values in tested_metrics(run, score).items()
+    }
+    return {name: ends for name, ends in each.items() if ends is not None}
 
 
 def _title(run: FinishedRun) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from abcsearch.results.forward import ForwardTime
@@ -29,6 +29,7 @@ class Row:
         tests: all such metrics by name, each with "before" and "after"; empty if it has not been fine-tuned.
         otherwise: in what the recipe that was asked for differs from the winner's, whereupon what is after cannot be
             compared.
+        intervals: 95 % intervals of metrics after fine-tuning, as far as they are known.
         own: in what its baseline's own recipe differs from what was asked for.
     """
 
@@ -44,4 +45,7 @@ class Row:
     after: float | None
     tests: Mapping[str, Mapping[str, float]]
     otherwise: tuple[str, ...] = ()
+    intervals: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, "tuple[float, float]"]
+    )
     own: tuple[str, ...] = ()

@@ -36,6 +36,4 @@ def check_chain(parts: Sequence[Part], model: nn.Module, data: Data, recipe: Rec
             raise type(error)(f"transform {part.name!r}: {error}") from error
         recipe_ = recipe_of(transform.options, recipe)
         if recipe_ is not None:
-            check_training(
-                recipe_, data.train, data.objective, taught=bool(recipe_.distillation), scored=True
-            )
+            check_training(recipe_, data.train, data.objective, taught=recipe_.taught, scored=True)

@@ -17,10 +17,11 @@ from abcsearch.runs.chain_check import check_chain
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import KNOWN
 from abcsearch.runs.disk.shapes import winner_name
-from abcsearch.runs.disk.weights import load_checkpoint
+from abcsearch.runs.disk.weights import load_brought
 from abcsearch.runs.front import run_front
 from abcsearch.runs.header import as_begun, data_identity, write_header
 from abcsearch.runs.known_runs import found_known
+from abcsearch.runs.latency import keep_times
 from abcsearch.runs.preparing import check_room, crew_of, preparation_of, prepared
 from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.runs.rebuilding import Remains
@@ -165,6 +166,7 @@ def _made_ready(  # noqa: PLR0913 - what it works with
     remains = Remains.of(folder)
     if remains is None:
         write_header(folder, config, same)
+        keep_times(folder, task.constraint.costs)  # which what is prepared may follow from
     elif config.prepare is None:
         remains = remains.check(config, task, roles)
     else:
@@ -230,7 +232,7 @@ def prepare(
         check_workers(config.execution)
     if config.pretrain is not None:
         check_training(config.pretrain, data.train, data.objective, taught=False, scored=True)
-    taught = bool(config.finetune.distillation)
+    taught = config.finetune.taught
     check_training(config.finetune, data.train, data.objective, taught=taught, scored=True)
     check_chain(config.transform, task.base, data, config.finetune)
     return task, roles
@@ -248,7 +250,7 @@ def _drafted(config: RunConfig, folder: RunFolder, load: LoadData, *, weights: b
         and not folder.base.exists()
         and (weights or Path(checkpoint).exists())
     ):
-        load_checkpoint(model, checkpoint)
+        load_brought(model, checkpoint)
     return Task.of(model, data, config, trained=False, folder=folder)
 
 
@@ -265,7 +267,7 @@ def _check_baseline(name: str, config: RunConfig, task: Task) -> None:
         checked_networks(name, baseline.networks, task)
     if baseline.recipe is not None:
         recipe = checked_recipe(name, baseline.recipe, config.finetune, task, structure)
-        taught = bool(recipe.distillation)
+        taught = recipe.taught
         check_training(recipe, task.data.train, task.data.objective, taught=taught, scored=True)
 
 

@@ -22,7 +22,7 @@ from abcsearch.runs.header import as_begun
 from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.search import Brought, front_here, run_here
 from abcsearch.runs.seeds import SeedsResult, run_seeds
-from abcsearch.runs.settings import Part, SearchSettings, SpaceOptions
+from abcsearch.runs.settings import NO_LATENCY, Part, SearchSettings, SpaceOptions
 from abcsearch.searchers.base import Searcher
 from abcsearch.training.named import METRICS
 
@@ -147,6 +147,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     if (budget is None) == (budgets is None):
         msg = f"give a budget or a list of budgets, {'neither' if budget is None else 'both'} was given"
         raise ConfigError(msg)
+    if space is not None and space.hardware and latency is None:
+        raise ConfigError(NO_LATENCY)
     progress = _progress(progress)
     _check_model(model)
     front = None if budgets is None else as_budgets(budgets)

@@ -112,20 +112,25 @@ def _other(key: str, settings: SearchSettings) -> str:
 def as_begun(settings: S, folder: RunFolder) -> S:
     """Returns settings as the run that a folder holds was begun with, where that is older than an option.
 
-    Before there was `space.renormalise`, norms over channels fixed them: such a run keeps its space.
+    Before there was `space.renormalise`, norms over channels fixed them: such a run keeps its space. Before there was
+    `latency.finalists`, the best trials were not measured: such a run keeps its winner.
     """
     try:
         records = [folder.read_json(name) for name in ("run.json", "front.json")]
     except RunError:  # damaged: whoever needs it says so
         return settings
-    spaces = [
-        record["settings"].get("space")
-        for record in records
-        if record is not None and "settings" in record
-    ]
-    if any(isinstance(space, dict) and "renormalise" not in space for space in spaces):
-        return replace(settings, space=replace(settings.space, renormalise=False))
+    held = [record["settings"] for record in records if record is not None and "settings" in record]
+    if _lacks(held, "space", "renormalise"):
+        settings = replace(settings, space=replace(settings.space, renormalise=False))
+    if _lacks(held, "latency", "finalists"):
+        settings = replace(settings, latency=replace(settings.latency, finalists=0))
     return settings
+
+
+def _lacks(held: Sequence[dict[str, Any]], table: str, name: str) -> bool:
+    """Returns whether recorded settings have a table without a setting, which there was not yet."""
+    tables = [settings.get(table) for settings in held]
+    return any(isinstance(one, dict) and name not in one for one in tables)
 
 
 def held_header(

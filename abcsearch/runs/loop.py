@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.disk.decision import Decision
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.schedules import Schedule
+    from abcsearch.runs.stopwatch import Stopwatch
     from abcsearch.runs.watching import Watcher
     from abcsearch.searchers.base import Searcher
     from abcsearch.space import Candidate
@@ -62,6 +63,7 @@ class Loop:
         progress: shown after every trial.
         stage: what progress calls it.
         competing: whether one of the trials is to win; else all are scored alike.
+        watch: measures the best trials before one wins, where the budget bounds forward time.
         decision: by full scores, once it has run; None where there is none.
     """
 
@@ -79,6 +81,7 @@ class Loop:
     progress: Progress = silent
     stage: str = "search"
     competing: bool = True
+    watch: Stopwatch | None = None
     decision: Decision | None = field(default=None, init=False)
 
     def run(self) -> list[Trial]:
@@ -147,6 +150,7 @@ class _Search:
             self._flights,
             standing,
             competing=loop.competing,
+            watch=loop.watch,
         )
         self._asked, self._told = 0, 0  # how many
         self._replayed = 0  # calls in the journal's order that the searcher has seen (asynchronous)

@@ -180,6 +180,11 @@ def _told(made: Prepared) -> str:
 def seen(settings: SearchSettings) -> dict[str, Any]:
     """Returns what of the settings a preparation may depend on, as plain values."""
     plain = deciding(to_plain(settings))
+    # What earlier versions did not have, where it has no effect: what they have prepared is of the same settings
+    del plain["latency"]["finalists"]
+    for key, name, usual in (("latency", "runtime", "torch"), ("space", "hardware", False)):
+        if plain[key][name] == usual:
+            del plain[key][name]
     return {key: plain[key] for key in _SEEN}
 
 

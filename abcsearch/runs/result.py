@@ -20,6 +20,7 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.summaries import Summarised
 from abcsearch.runs.trials import frame_of, rows_of
 from abcsearch.runs.watching import finish_times
+from abcsearch.transforms.ranked import Ranked
 from abcsearch.trial import best_trial
 
 if TYPE_CHECKING:
@@ -147,8 +148,8 @@ class SearchResult(Summarised):
 
     @cached_property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Kept and full channels of the best structure; see `SearchSpace.widths`."""
-        return self.task.space.widths(self.best.candidate)
+        """Kept and full channels, and ranks, of the best structure; see `SearchSpace.widths`."""
+        return self.task.space.widths(self.task.graph.settled(self.best.candidate))
 
     @cached_property
     def criteria(self) -> dict[str, str]:
@@ -222,6 +223,9 @@ def builder_of(task: Task, evaluator: Evaluator) -> AdaptiveBN:
             builder = AdaptiveBN(
                 task.source, task.data, AdaptiveBNOptions(batch_size=batch, repair=repair)
             )
-    if isinstance(builder.source, Repaired):
-        builder.source = builder.source.in_turn()
+    ranked = isinstance(builder.source, Ranked)
+    source = builder.source.source if isinstance(builder.source, Ranked) else builder.source
+    if isinstance(source, Repaired):
+        source = source.in_turn()
+        builder.source = Ranked(source) if ranked else source
     return builder

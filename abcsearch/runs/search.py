@@ -24,6 +24,7 @@ from abcsearch.runs.result import SearchResult, collected
 from abcsearch.runs.roles import Roles
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.setup_check import check_setup
+from abcsearch.runs.stopwatch import Stopwatch
 from abcsearch.runs.task import Task
 from abcsearch.runs.timed_evaluator import measured
 from abcsearch.runs.workers import workers_for
@@ -122,6 +123,7 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
         progress = logged(folder, progress)
         if preparation is not None:
             write_header(folder, settings, identity(task))
+            keep_times(folder, task.constraint.costs)  # which what is prepared may follow from
             task = prepared(folder, settings, task, preparation, progress)
             roles = Roles.of(task, settings, searcher=brought.searcher, evaluator=brought.evaluator)
         with workers_for(settings, folder, executor) as where:
@@ -206,6 +208,9 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         watchers=[make(task, folder) for make in watchers],
         progress=progress,
         stage=stage,
+        watch=Stopwatch.of(
+            task, settings, folder.path, finished=folder.finished(settings.n_trials)
+        ),
     )
     if not folder.finished(settings.n_trials):
         doing("evaluating the first structures")

@@ -187,6 +187,38 @@ class SearchSettings:
             msg = "searcher 'given' proposes what it is given, and is given nothing: set searcher.initial, or [prepare]"
             raise ConfigError(msg)
         check_diagnosed(self.searcher, self.evaluator)
+        if self.space.ranks:
+            check_ranked(self)
+
+
+def check_ranked(settings: SearchSettings) -> None:
+    """Raises ConfigError for what cannot be together with searched ranks."""
+    tables = [settings.evaluator.options, *settings.evaluator.options.values()]
+    measured = any(isinstance(table, Mapping) and table.get("utilisation") for table in tables)
+    reasons = {
+        "a preparation ([prepare], [iterate])": (
+            settings.prepare is not None,
+            "prepares widths and says nothing of ranks: leave one of them out",
+        ),
+        "a budget of latency_ms": (
+            settings.budget.latency_ms is not None,
+            "knows the forward time of whole layers only: bound macs, which are counted exactly",
+        ),
+        "evaluator.utilisation": (
+            measured,
+            "looks at the channels of whole layers: leave it out, and take another searcher than network_adjustment",
+        ),
+    }
+    for what, (there, reason) in reasons.items():
+        if there:
+            msg = f"ranks = true in [space] searches ranks with widths, and {what} {reason}"
+            raise ConfigError(msg)
+
+
+NO_LATENCY = (
+    "space.hardware = true offers the widths that are fast where the network will run, and nothing says where: set "
+    'runtime, threads and batch in [latency], e.g. runtime = "onnxruntime" (from Python: latency=LatencyOptions(...))'
+)
 
 
 def check_diagnosed(searcher: Part, evaluator: Part) -> None:
@@ -346,7 +378,7 @@ _RECORDS: dict[str, Callable[..., Any]] = {
     "searcher": Part,
     "evaluator": Part,
     "space": SpaceOptions.recorded,
-    "latency": LatencyOptions,
+    "latency": LatencyOptions.recorded,
     "execution": ExecutionOptions,
     "prepare": Part,
     "model": ModelSettings,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LONGEST = 40  # of a value that is shown
 _MOST = 12  # differences that are listed
+# What runs did that do not say
+_BEFORE: dict[str, dict[str, Any]] = {"space": {"renormalise": False}, "latency": {"finalists": 0}}
 
 
 def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     }
     for key, usual in records.items():
         # What it was before it was asked
-        dated = {"renormalise": False} if settings_.get(key) and key == "space" else {}
+        dated = _BEFORE.get(key, {}) if settings_.get(key) else {}
         settings_[key] = json.loads(
             json.dumps({**asdict(usual), **dated, **(settings_.get(key) or {})})
         )

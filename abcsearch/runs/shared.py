@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.bounds import bounds_text
-from abcsearch.channels.latency import LatencyModel
+from abcsearch.channels.timed import TimedCosts
 from abcsearch.errors import BudgetError
 from abcsearch.files import link
 from abcsearch.runs.front_folder import run_folder
@@ -39,7 +39,7 @@ class Shared:
         self.task: Task | None = None
         self.evaluator: Evaluator | None = None
         self._front = front
-        self._timed: LatencyModel | None = None
+        self._timed: TimedCosts | None = None
 
     def check(self, task: Task) -> None:
         """Raises unless every budget can be met, and no two are the same on this network: once for all.
@@ -100,12 +100,12 @@ class Shared:
 
     def _costs(self, task: Task, settings: SearchSettings, folder: RunFolder) -> Costs:
         """Returns the costs of a budget; forward time is measured once for all."""
-        if "latency_ms" not in settings.budget.bounds:
+        if "latency_ms" not in settings.budget.bounds and not settings.space.hardware:
             return task.graph.costs
         if self._timed is None:
             there = task.constraint.costs
-            costs = there if isinstance(there, LatencyModel) else None
+            costs = there if isinstance(there, TimedCosts) else None
             costs = costs or run_costs(task.base, task.graph, task.data, settings, folder)
-            assert isinstance(costs, LatencyModel)
+            assert isinstance(costs, TimedCosts)
             self._timed = costs
         return self._timed

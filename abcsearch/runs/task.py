@@ -10,16 +10,17 @@ import numpy as np
 import torch
 
 from abcsearch.channels.groups import ChannelGraph
-from abcsearch.channels.source import Sliced, Source
+from abcsearch.channels.source import Source
 from abcsearch.data.splits import Data
-from abcsearch.errors import BudgetError, DataError, ExampleError, ModelError, RunError
+from abcsearch.errors import DataError, ExampleError, ModelError, RunError
 from abcsearch.evaluation.base import evaluate
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.example import Example
 from abcsearch.runs.disk.early import early_path
-from abcsearch.runs.latency import run_costs
+from abcsearch.runs.latency import bound, run_costs
 from abcsearch.runs.ranking import rank_for_run
 from abcsearch.steps import doing
+from abcsearch.transforms.ranked import graph_of, sliced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from abcsearch.budget import Constraint, Costs
+    from abcsearch.budget import Constraint
     from abcsearch.channels.orders import Ranking
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
@@ -125,17 +126,18 @@ class Task:
         options = settings.space
         doing("tracing the network")
         try:
-            graph = options.traced(model, data.example)
+            graph = graph_of(model, data.example, options)
         except ExampleError as error:
             if isinstance(data.example, Example) or data.example.ndim != 3:
                 raise
             msg = f"{error}. Images {data.train.shape} are taken as signals, (channels, length); grey images have a "
             msg += "channel: images[:, None]"
             raise ExampleError(msg) from error
-        space = options.of(graph, settings.criteria)
-        constraint = _bound(settings, space, run_costs(model, graph, data, settings, folder))
+        costs = run_costs(model, graph, data, settings, folder)
+        space = options.of(graph, settings.criteria, getattr(costs, "fast", None))
+        constraint = bound(settings, space, costs, model, graph, data)
         ranking = rank_for_run(model, graph, data, settings, draft=not trained)
-        source = Sliced(model, graph, ranking)
+        source = sliced(model, graph, ranking)
         task = cls(source=source, data=data, space=space, constraint=constraint, settings=settings)
         return task if folder is None or not trained else task.keeping(folder)
 
@@ -154,7 +156,7 @@ class Task:
 
     def reranked(self) -> Task:
         """Returns the task after its model has been trained: only the ranking depends on the weights."""
-        return replace(self, source=Sliced(self.base, self.graph, self.rank(self.base)))
+        return replace(self, source=sliced(self.base, self.graph, self.rank(self.base)))
 
     def keeping(self, folder: RunFolder) -> Task:
         """Returns the task whose early weights, if there are any, are kept in a folder."""
@@ -165,7 +167,7 @@ class Task:
         return replace(self, source=source.beside(self.base), made=made)
 
     def uniform(self) -> Candidate:
-        """Returns the largest structure inside the budget whose layers all keep the same ratio, and all blocks.
+        """Returns the largest structure inside the budget whose layers all keep the same ratio, whole, and all blocks.
 
         Widths are floor(ratio * channels), not bound to the choices of the space, so that it comes as close to the
         budget as one ratio can. Where criteria are searched, the first one chooses the channels.
@@ -173,34 +175,15 @@ class Task:
         Raises:
             RunError: if no ratio meets the budget.
         """
-        channels = np.array(self.space.full)  # 1 for a block: always kept below
-        ratios = np.unique(np.concatenate([np.arange(1, c + 1) / c for c in channels.tolist()]))
-        # At least 1, but for criteria: these stay 0, the first.
-        least = np.minimum(channels, 1)
-        structures = np.maximum(least, np.floor(ratios[:, None] * channels + 1e-9).astype(np.int64))
+        full = np.array(self.space.full)
+        widths = np.array([dimension.kind == "width" for dimension in self.space.dimensions])
+        channels = full[widths].tolist()
+        ratios = np.unique(np.concatenate([np.arange(1, c + 1) / c for c in channels or [1]]))
+        # Blocks, ranks and criteria stay as they are in the full network
+        kept = np.maximum(1, np.floor(ratios[:, None] * full + 1e-9).astype(np.int64))
+        structures = np.where(widths, kept, full)
         inside = np.flatnonzero(self.constraint.violation(structures) == 0)
         if not len(inside):
             msg = "no uniform width meets the budget; widen its band"
             raise RunError(msg)
         return tuple(structures[inside[-1]].tolist())
-
-
-def _bound(settings: SearchSettings, space: SearchSpace, costs: Costs) -> Constraint:
-    """Returns the budget of a run bound to its space.
-
-    Raises:
-        BudgetError: as `Budget.bind`; of forward time it says what it was measured at and what else there is to drop.
-    """
-    try:
-        return settings.budget.bind(space, costs)
-    except BudgetError as error:
-        if "latency_ms" not in str(error):
-            raise
-        levels, batch = list(settings.space.levels), settings.latency.batch
-        more = (
-            ""
-            if "block" in levels
-            else '; with "block" whole blocks, and the time of their layers, can go'
-        )
-        msg = f"{error}. Forward time is of batches of {batch} (batch in [latency]), the space has levels = {levels}"
-        raise BudgetError(f"{msg} in [space]{more}") from error

@@ -6,14 +6,15 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-from abcsearch.channels.latency import measure_latency
+from abcsearch.channels.latency import in_turns
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.staged import Staged
-from abcsearch.example import repeated
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import nn
 
     from abcsearch.budget import Limit
     from abcsearch.channels.options import LatencyOptions
@@ -38,7 +39,9 @@ def measured(evaluator: Evaluator, task: Task, settings: SearchSettings) -> Eval
         # Those outside are not worth training
         staged.first = measured(evaluator.first, task, settings)
         return staged
-    return _Measured(evaluator, task.source, task.data.example[:1], settings.latency, limit)
+    full_ms = float(limit.cost([task.space.full])[0])
+    example = task.data.example[:1]
+    return _Measured(evaluator, task.source, task.base, full_ms, example, settings.latency, limit)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class _Measured:
 
     evaluator: Evaluator
     source: Source
+    full: nn.Module
+    full_ms: float
     example: Inputs
     options: LatencyOptions
     limit: Limit
@@ -83,12 +88,10 @@ class _Measured:
         """Returns an evaluation with latency_ms among the metrics, failed if that is outside of the limit."""
         if found.failure is not None:
             return found
-        network = self.source.network(candidate, seed)
-        options, limit = self.options, self.limit
-        batch = repeated(self.example, options.batch)
-        (time,) = measure_latency(
-            [network], batch, threads=options.threads, repeats=options.repeats
-        )
+        network, limit = self.source.network(candidate, seed), self.limit
+        turns = in_turns([network], copy.deepcopy(self.full), self.example, self.options)
+        # At the speed that the machine had when the budget was bound
+        time = float(turns.shares[0]) * self.full_ms
         metrics: Mapping[str, float] = {**found.metrics, "latency_ms": time}
         if limit.low <= time <= limit.high:
             return replace(found, metrics=metrics)

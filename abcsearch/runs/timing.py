@@ -212,7 +212,7 @@ def training_time(
         recipe: how.
         patience: a timed part that takes longer than so many seconds is not made larger.
     """
-    split, teacher = task.data.train, task.base if recipe.distillation else None
+    split, teacher = task.data.train, task.base if recipe.taught else None
     recipe = fitted(recipe, len(split))
     whole = len(split) // recipe.batch_size * recipe.epochs * recipe.batch_size
     batch = _batch(recipe.batch_size, recipe.device, full_macs(task))

@@ -202,7 +202,7 @@ class Quadratic:
 def _scaled(dimension: Dimension, power: float) -> Floats:
     """Returns the choices of a dimension on a scale from -1 to 1: linear in log w, or in w ** power."""
     values = np.array(dimension.choices, dtype=np.float64)
-    if dimension.kind == "width":
+    if dimension.kind in ("width", "rank"):
         values = values**power if power else np.log(values)
     return 2 * (values - values[0]) / (values[-1] - values[0] or 1.0) - 1
 

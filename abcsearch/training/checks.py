@@ -77,13 +77,20 @@ def check_training(
     if recipe.label_smoothing and goal.taught is not None:
         msg = f"label_smoothing is of a loss on labels; under the objective {objective!r} the loss is the network's own, "
         raise ConfigError(f"{msg}found {recipe.label_smoothing:g}; set it to 0")
-    if recipe.distillation and objective != "classification":
-        msg = f"distillation learns the classes of a classification, found the objective {objective!r}; set it to 0"
-        raise ConfigError(msg)
-    if bool(recipe.distillation) != taught:
-        there = "no teacher" if recipe.distillation else "a teacher"
+    name = (
+        "distill_features"
+        if recipe.distill_features and not recipe.distillation
+        else "distillation"
+    )
+    if recipe.taught and goal.divergence is None:
+        msg = f"{name} learns from another network's answers, and the objective {objective!r} has no divergence that says "
+        msg += "how far two answers are apart"
+        more = "" if goal.taught is not None else ", or give yours one: Objective(divergence=...)"
+        raise ConfigError(f"{msg}; set {name} to 0{more}")
+    if recipe.taught != taught:
+        there = "no teacher" if recipe.taught else "a teacher"
         msg = (
-            f"distillation = {recipe.distillation:g} with {there}: fine-tuning of pruned networks takes both (the full "
+            f"{name} = {getattr(recipe, name):g} with {there}: fine-tuning of pruned networks takes both (the full "
             "network is the teacher), training from the beginning neither"
         )
         raise ConfigError(msg)

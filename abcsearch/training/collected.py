@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from abcsearch.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Metrics(ABC):
@@ -30,6 +34,17 @@ class Metrics(ABC):
     @abstractmethod
     def finish(self) -> Mapping[str, float] | float:
         """Returns the metrics of all that was added: by name, or one alone."""
+
+    def resampled(self, counts: NDArray[np.int64]) -> Mapping[str, NDArray[np.float64]] | None:
+        """Returns what `finish` would be of images that are drawn with replacement: by name (draws,); None if unknown.
+
+        From it reports have intervals. By default None: they then say that they know none.
+
+        Args:
+            counts: (draws, images), how often each draw has each image, in the order in which these were added.
+        """
+        del counts
+        return None
 
 
 class Collection:
@@ -58,6 +73,22 @@ class Collection:
             kind: _called(name, metrics.finish) for kind, (name, metrics) in self._made.items()
         }
         return {name: _number(name, returned[kind]) for name, kind in self._whole.items()}
+
+    def resampled(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Returns the metrics of images that are drawn, as `Metrics.resampled`, of those that say so.
+
+        Raises:
+            ConfigError: if one of them fails, or returns something else.
+        """
+        drawn: dict[str, NDArray[np.float64]] = {}
+        for name, metrics in self._made.values():
+            returned: Any = _called(name, metrics.resampled, counts) or {}
+            for metric, values in returned.items():
+                if np.shape(values) != (len(counts),):
+                    msg = f"metric {metric!r}: resampled() returns one number per draw, ({len(counts)},), found "
+                    raise ConfigError(f"{msg}{np.shape(values)}")
+                drawn[metric] = np.asarray(values, dtype=float)
+        return {name: drawn[name] for name in self._whole if name in drawn}
 
 
 def _called(name: str, function: Any, *args: Any) -> Any:  # noqa: ANN401 - the user's

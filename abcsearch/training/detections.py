@@ -18,12 +18,15 @@ import torch
 
 from abcsearch.data.boxes import LABEL, Target, unpacked, without_crowds
 from abcsearch.errors import ConfigError, DataError, ModelError, one_line, plural
+from abcsearch.training.coco_draws import Matched, matched, precisions
 from abcsearch.training.collected import Metrics
 from abcsearch.training.objectives import OUTPUTS, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 # Scores below are no detections; of so many best ones per image, those are left that overlap no better one of their
@@ -225,11 +228,18 @@ class MeanAveragePrecision(Metrics):
             box_format="xyxy", iou_type="bbox", max_detection_thresholds=[1, 10, _MOST]
         )
         self._coco.warn_on_many_detections = False  # the best hundred count, in COCO too
+        self._detections: list[Target] = []
+        self._targets: list[Target] = []
+        self._matched: list[Matched] | None = None
 
     def add(self, outputs: Detections, labels: torch.Tensor) -> None:
         """Takes the detections of a batch."""
         detections = [{key: value.cpu() for key, value in item.items()} for item in outputs]
-        self._coco.update(detections, unpacked(labels.cpu()))
+        targets = unpacked(labels.cpu())
+        self._coco.update(detections, targets)
+        self._detections += detections
+        self._targets += targets
+        self._matched = None
 
     def finish(self) -> dict[str, float]:
         """Returns mAP, mAP50 and mAP75."""
@@ -237,6 +247,16 @@ class MeanAveragePrecision(Metrics):
         names = {"mAP": "map", "mAP50": "map_50", "mAP75": "map_75"}
         # -1 where there is no box at all
         return {name: max(float(every[key]), 0.0) for name, key in names.items()}
+
+    def resampled(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]] | None:
+        """Returns the three of images that are drawn; None where there is no box at all."""
+        if self._matched is None:
+            at = self._coco.iou_thresholds, self._coco.rec_thresholds
+            self._matched = matched(self._detections, self._targets, _MOST, *at)
+        if not self._matched:
+            return None
+        each = precisions(self._matched, counts)  # at overlaps of 0.5, 0.55 ... 0.95
+        return {"mAP": each.mean(axis=1), "mAP50": each[:, 0], "mAP75": each[:, 5]}
 
 
 def constant_detections(labels: torch.Tensor, count: int) -> Detections:

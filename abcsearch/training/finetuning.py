@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from abcsearch.training.crew import Workers
@@ -39,6 +41,8 @@ class FineTuned:
         training: losses, scores on search-validation, and both the best and the last weights.
         hits: (n,) bool, which test images it answers rightly after it, where the metric that reports show says so
             (top1 of a classifier); None of other metrics.
+        resampled: what metrics after it are of the test images drawn with replacement, by name (1000,), always the same
+            draws for as many images; for intervals. Metrics of a whole data set that do not say so are not among them.
     """
 
     model: nn.Module = field(repr=False)
@@ -46,6 +50,7 @@ class FineTuned:
     after: dict[str, float]
     training: Trained
     hits: torch.Tensor | None = field(default=None, repr=False)
+    resampled: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
 
 def finetune(  # noqa: PLR0913 - all but the first two have a good default
@@ -103,7 +108,7 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         same=same,
     )
     objective = find_objective(goal)
-    tally = Tally(objective, kept=objective.headline)
+    tally = Tally(objective, kept=objective.headline, resampled=True)
     with computing(device, threads=recipe.threads):
         tally.add(tuned, data.test)
     values = tally.values()
@@ -115,4 +120,5 @@ def finetune(  # noqa: PLR0913 - all but the first two have a good default
         after=tally.means(),
         training=training,
         hits=hits,
+        resampled=tally.resampled(),
     )

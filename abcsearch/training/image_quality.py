@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from abcsearch.errors import DataError, ModelError, plural
+from abcsearch.training.distillation import of_images
 from abcsearch.training.objectives import Objective
 
 SHAVED = 4  # pixels at each edge that are not looked at: what lies beyond them is unknown to every method
@@ -84,5 +85,8 @@ def _check_images(outputs: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 SUPERRESOLUTION = Objective(
-    loss=F.l1_loss, metrics={"psnr": psnr, "ssim": ssim}, check=_check_images
+    loss=F.l1_loss,
+    metrics={"psnr": psnr, "ssim": ssim},
+    check=_check_images,
+    divergence=of_images,
 )

@@ -31,6 +31,12 @@ def changed(images: torch.Tensor, share: float) -> torch.Tensor:
     return torch.stack(rows).contiguous(memory_format=torch.channels_last)
 
 
+def versions(images: torch.Tensor) -> list[torch.Tensor]:
+    """Returns each of CURL's five changes of all images, (batch, channels, height, width) each; draws as `changed`."""
+    kinds = range(len(_TILES) + 2)
+    return [torch.stack([_version(image, kind) for image in images]) for kind in kinds]
+
+
 def _version(image: torch.Tensor, kind: int) -> torch.Tensor:
     if kind < len(_TILES):
         return shuffled_tiles(image, torch.randperm(_TILES[kind] ** 2))

@@ -13,11 +13,11 @@ from abcsearch.errors import ConfigError, LessonError
 from abcsearch.example import run_on
 from abcsearch.training.checkpoints import network_hash
 from abcsearch.training.crew import ALONE, Crew
-from abcsearch.training.distillation import distillation_loss, teach
 from abcsearch.training.mixing import Mixing, widened
 from abcsearch.training.objectives import aux_of, find_objective
 from abcsearch.training.optimization import make_optimizer
 from abcsearch.training.scoring import score
+from abcsearch.training.teaching import Watch, attention_distance, stage_ends, taught_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from abcsearch.training.recipe import Recipe
 
 # Of a recipe: what the loop leaves to a lesson
-LOSS_SETTINGS = ("label_smoothing", "mixup", "cutmix", "distillation")
+LOSS_SETTINGS = ("label_smoothing", "mixup", "cutmix", "distillation", "distill_features")
 
 
 class Lesson:
@@ -189,6 +189,7 @@ class Supervised(Lesson):
         )
         self._called: nn.Module = self.model
         self._checked = False
+        self._ends: list[str] | None = None  # where features are compared
 
     def step(
         self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
@@ -205,7 +206,8 @@ class Supervised(Lesson):
         if self._goal.taught is not None:
             outputs, loss = self._goal.learned(self.model, self._called, (images, labels))
             return Taught(images, labels, outputs, loss)
-        returned = run_on(self._called, images)
+        with Watch(self.model, self._compared(images)) as watch:
+            returned = run_on(self._called, images)
         outputs = self._goal.output(self.model, returned)
         if not self._checked:
             self._check(outputs, labels)
@@ -216,11 +218,44 @@ class Supervised(Lesson):
         if aux is not None:
             loss = loss + self._recipe.aux * self._goal.loss(aux, wanted, **self._smoothing)
         if self.teacher is not None:
-            weight, taught = self._recipe.distillation, teach(self.teacher, images, outputs)
-            loss = (1 - weight) * loss + weight * distillation_loss(
-                outputs, taught, self._recipe.temperature
-            )
+            loss = self._told(self.teacher, images, outputs, watch.seen, loss)
         return Taught(images, wanted, outputs, loss)
+
+    def _compared(self, images: torch.Tensor) -> list[str]:
+        """Returns the paths of the modules whose features are compared with the teacher's; found at the first call."""
+        if self._ends is None:
+            features = self.teacher is not None and self._recipe.distill_features
+            self._ends = stage_ends(self.teacher, self.model, images[:1]) if features else []  # pyright: ignore[reportArgumentType]
+        return self._ends
+
+    def _told(
+        self,
+        teacher: nn.Module,
+        images: torch.Tensor,
+        outputs: torch.Tensor,
+        features: Mapping[str, torch.Tensor],
+        loss: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns the loss with what a teacher says of a batch.
+
+        Args:
+            teacher: in evaluation mode.
+            images: of the batch.
+            outputs: of the network.
+            features: of the network, by path.
+            loss: on labels.
+        """
+        recipe = self._recipe
+        with torch.no_grad(), Watch(teacher, self._ends) as watch:
+            wanted = taught_outputs(teacher, run_on(teacher, images), outputs)
+        if recipe.distillation:
+            assert self._goal.divergence is not None
+            apart = self._goal.divergence(outputs, wanted, recipe.temperature)
+            loss = (1 - recipe.distillation) * loss + recipe.distillation * apart
+        if features:
+            distances = [attention_distance(features[path], watch.seen[path]) for path in features]
+            loss = loss + recipe.distill_features * torch.stack(distances).mean()
+        return loss
 
     def _check(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
         """Checks the outputs of the first batch, also with the highest label that any batch will have."""

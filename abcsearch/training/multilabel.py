@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from abcsearch.data.images import check_multi_hot
 from abcsearch.errors import ModelError, plural
 from abcsearch.training.collected import Metrics
+from abcsearch.training.distillation import of_labels
 from abcsearch.training.objectives import Objective
+from abcsearch.training.resampling import mean_known, precision_areas
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class LabelScores(Metrics):
@@ -61,6 +66,27 @@ class LabelScores(Metrics):
             )
         )
 
+    def resampled(self, counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]] | None:
+        """Returns the three of images that are drawn; None where a logit is NaN."""
+        scores = torch.cat(self._outputs).numpy().astype(float)
+        there = torch.cat(self._labels).numpy()
+        if not np.isfinite(scores).all():
+            return None
+        areas = [
+            precision_areas(scores[:, label], there[:, label], counts)
+            for label in range(there.shape[1])
+        ]
+        hits = counts @ ((scores > 0) & there).astype(np.int64)
+        labels = counts @ there.astype(np.int64)
+        both = counts @ (scores > 0).astype(np.int64) + labels
+        each = np.where(labels > 0, 2 * hits / np.maximum(both, 1), np.nan)
+        micro = 2 * hits.sum(axis=1) / np.maximum(both.sum(axis=1), 1)
+        return {
+            "macro_ap": mean_known(np.stack(areas, axis=1)),
+            "macro_f1": mean_known(each),
+            "micro_f1": np.where(labels.sum(axis=1) > 0, micro, 0.0),
+        }
+
 
 def label_accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns the share of the labels of every image that are answered rightly, (batch,); a logit above 0 is a yes."""
@@ -87,4 +113,5 @@ MULTILABEL = Objective(
     metrics={"label_accuracy": label_accuracy, "neg_bce": neg_bce},
     whole=dict.fromkeys(("macro_ap", "macro_f1", "micro_f1"), LabelScores),
     check=_check_labels,
+    divergence=of_labels,
 )

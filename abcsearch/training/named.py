@@ -153,3 +153,11 @@ def metric_text(metric: str, value: float) -> str:
     if metric == "psnr":
         return f"{value:.2f} dB"
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.4f}"
+
+
+def change_text(metric: str, change: float, *, signed: bool = True) -> str:
+    """Returns a difference of a metric as people read it: shares in points, ratios of signals in dB."""
+    if is_share(metric):
+        return f"{100 * change:+.2f} points" if signed else f"{100 * change:.1f} points"
+    sign = "+" if signed and change >= 0 else ""
+    return f"{sign}{metric_text(metric, change)}"

@@ -20,6 +20,7 @@ from abcsearch.errors import ConfigError, DataError, ModelError, plural
 from abcsearch.example import run_on
 from abcsearch.training import named
 from abcsearch.training.collected import Metrics
+from abcsearch.training.distillation import distillation_loss, of_values
 from abcsearch.training.named import is_share as is_share
 from abcsearch.training.named import metric_text as metric_text
 from abcsearch.training.segmentation import MeanIoU
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from abcsearch.registry import Registry
+    from abcsearch.training.distillation import Divergence
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -61,6 +63,8 @@ class Objective:
         taught: (network, what is called in its place, images, labels) to the output, or None, and the loss of a batch,
             where the loss is the network's own; `loss` is then not asked.
         aux: whether an entry "aux" beside "out" is an auxiliary head, which learns the same labels.
+        divergence: (outputs, those of a teacher, temperature) of a batch to how far the first are from the second, a
+            scalar: what a recipe with `distillation` lowers. None: there is none.
 
     The first metric is that of `whole`, where there are some, and the others follow.
     """
@@ -73,6 +77,7 @@ class Objective:
     output: Callable[[nn.Module, Any], Any] = _output
     taught: Callable[..., tuple[Any, torch.Tensor]] | None = None
     aux: bool = False
+    divergence: Divergence | None = None
 
     @property
     def names(self) -> list[str]:
@@ -195,6 +200,7 @@ CLASSIFICATION = Objective(
     metrics={"top1": top1, "top5": top5, "neg_loss": neg_loss},
     to_full={"neg_kl": neg_kl},
     check=_check_classes,
+    divergence=distillation_loss,
 )
 SEGMENTATION = Objective(
     loss=F.cross_entropy,
@@ -203,9 +209,13 @@ SEGMENTATION = Objective(
     to_full={"neg_kl": neg_kl},
     check=_check_classes,
     aux=True,
+    divergence=distillation_loss,
 )
 REGRESSION = Objective(
-    loss=F.mse_loss, metrics={"neg_mse": neg_mse, "neg_mae": neg_mae}, check=_check_values
+    loss=F.mse_loss,
+    metrics={"neg_mse": neg_mse, "neg_mae": neg_mae},
+    check=_check_values,
+    divergence=of_values,
 )
 
 

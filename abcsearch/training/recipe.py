@@ -57,8 +57,10 @@ class Recipe:
             them is drawn for every batch.
         randaugment: magnitude, 0 to 30, of two random operations on every image's colours and geometry; 0: none.
         distillation: weight in [0, 1] of the divergence from the full network's outputs; the loss on labels has the
-            rest. For classification.
-        temperature: 0.01 to 1000, that both outputs are divided by for it.
+            rest. For objectives that have a divergence: all but detection.
+        temperature: 0.01 to 1000, that both outputs are divided by for it, where they are logits.
+        distill_features: weight of the distance of where the network and the full one look, at the ends of their stages
+            (`attention_distance`), which is added to the loss; 0: none. For the same objectives.
         jigsaw: share of the images of every batch, in [0, 1], that are changed as CURL enlarges small data: each cut
             into 2x2, 3x3 or 4x4 tiles in another order, blanked in a square, or turned. 0: none.
         aux: weight of the loss of an auxiliary head, where a network returns {"out": ..., "aux": ...}; 0: it is not
@@ -93,9 +95,15 @@ class Recipe:
     randaugment: int = setting(0, at_least=0, at_most=MAX_MAGNITUDE)
     distillation: float = setting(0.0, at_least=0, at_most=1)
     temperature: float = setting(4.0, at_least=MIN_TEMPERATURE, at_most=MAX_TEMPERATURE)
+    distill_features: float = setting(0.0, at_least=0)
     jigsaw: float = setting(0.0, at_least=0, at_most=1)
     aux: float = setting(0.4, at_least=0)
     keep: str = setting("last", words=KEPT)
+
+    @property
+    def taught(self) -> bool:
+        """Whether it takes a teacher."""
+        return bool(self.distillation or self.distill_features)
 
     def __post_init__(self) -> None:
         """Checks the values, and turns a list of milestones (TOML, JSON) into a tuple."""
@@ -110,7 +118,7 @@ class Recipe:
 
 
 # Settings that came later, and what was done before there were any: left out of what a checkpoint is recognised by.
-_LATER = {"jigsaw": 0.0, "aux": 0.4}
+_LATER = {"jigsaw": 0.0, "aux": 0.4, "distill_features": 0.0}
 
 
 def identity_of(recipe: Recipe) -> dict[str, Any]:
@@ -237,7 +245,7 @@ _BUILT_IN = {
         note=(
             "The code enlarges data to six times as many files before training; here a version is drawn for every "
             "image of a batch, so that an epoch is as long as the data are. Its second stage, labels that are refined, "
-            "is left out. For fine-tuning of what was pruned: distillation takes the full network."
+            "is abcsearch.refine. For fine-tuning of what was pruned: distillation takes the full network."
         ),
     ),
 }

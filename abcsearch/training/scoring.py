@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from abcsearch.errors import ConfigError, plural
 from abcsearch.example import paths, run_on
 from abcsearch.training.collected import Collection
 from abcsearch.training.objectives import Objective, find_objective, output_of
+from abcsearch.training.resampling import draws_of, mean_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from abcsearch.data.split import Images
@@ -65,15 +68,19 @@ class Tally:
         count: how many images these are.
     """
 
-    def __init__(self, objective: Objective, kept: str | None = None) -> None:
+    def __init__(
+        self, objective: Objective, kept: str | None = None, *, resampled: bool = False
+    ) -> None:
         """Begins without any image.
 
         Args:
             objective: whose metrics are taken.
             kept: the metric whose values `values` returns, image by image; None: of none.
+            resampled: whether `resampled` will be asked, for which values of all metrics are kept.
         """
         self.count = 0
         self._objective, self._kept = objective, kept
+        self._every: list[torch.Tensor] | None = [] if resampled else None
         self._names: list[str] = []
         self._sums: torch.Tensor | None = None
         self._values: list[torch.Tensor] = []
@@ -107,6 +114,9 @@ class Tally:
             if each:
                 sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
                 self._sums = sums + (0.0 if self._sums is None else self._sums)
+            if each and self._every is not None:
+                own = each[: len(goal.metrics)]
+                self._every.append(torch.stack([values.double() for values in own]).cpu())
             if self._kept in self._names:
                 self._values.append(each[self._names.index(self._kept)].double())
             first += len(labels)
@@ -125,6 +135,20 @@ class Tally:
         None where it is a metric of a whole data set, of which images have no values.
         """
         return torch.cat(self._values).cpu() if self._values else None
+
+    def resampled(self) -> dict[str, NDArray[np.float64]]:
+        """Returns what metrics are of the same images drawn with replacement, by name (DRAWS,).
+
+        Those to the full network are not among them, nor are losses, nor those of a whole data set that do not say.
+        """
+        names = list(self._objective.metrics)
+        means = [name for name in names if not name.endswith("loss")] if self._every else []
+        values = torch.cat(self._every, dim=1).numpy() if self._every else np.zeros((0, 0))
+        drawn: list[dict[str, NDArray[np.float64]]] = []
+        for counts in draws_of(self.count):
+            some = {name: mean_of(values[names.index(name)], counts) for name in means}
+            drawn.append({**self._whole.resampled(counts), **some})
+        return {name: np.concatenate([some[name] for some in drawn]) for name in drawn[0]}
 
 
 def values_of(

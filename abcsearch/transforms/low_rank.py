@@ -99,7 +99,7 @@ def low_rank(
     _check(method, ranks, data)
     example = Example.of(example)
     network = copy.deepcopy(model)
-    layers, left = _layers(network, example)
+    layers, left = splittable(network, example)
     if isinstance(ranks, Mapping):
         _check_paths(ranks, layers, left, network)
     moments = (
@@ -124,7 +124,7 @@ def low_rank(
             path, split(layer, split_by, factors.ranks, known.gram[0] if known and usable else None)
         )
         made.append(factors)
-    _run(network, example)
+    run_once(network, example)
     return LowRank(model=network, factors=tuple(made), left=left)
 
 
@@ -135,7 +135,7 @@ def check_ranks(model: nn.Module, example: Any, *, method: str, ranks: Ranks) ->
     """
     _check(method, ranks, None)
     if isinstance(ranks, Mapping):
-        _check_paths(ranks, *_layers(model, Example.of(example)), model)
+        _check_paths(ranks, *splittable(model, Example.of(example)), model)
 
 
 def _check(method: str, ranks: object, data: object) -> None:
@@ -175,7 +175,7 @@ def _check_paths(
             )
 
 
-def _layers(network: nn.Module, example: Example) -> tuple[dict[str, Layer], dict[str, str]]:
+def splittable(network: nn.Module, example: Example) -> tuple[dict[str, Layer], dict[str, str]]:
     """Returns the layers that can be split, by path; and why the others cannot."""
     every = {
         p: m
@@ -186,7 +186,7 @@ def _layers(network: nn.Module, example: Example) -> tuple[dict[str, Layer], dic
     hooked = {m for m in every.values() if m._forward_hooks or m._forward_pre_hooks}
     handles = [m.register_forward_hook(lambda layer, *_: called.add(layer)) for m in every.values()]
     try:
-        _run(network, example)
+        run_once(network, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -317,7 +317,7 @@ def _cost(layer: Layer, method: Method, ranks: tuple[int, ...] | None) -> float:
     return down * across * inputs * first + first * last * height * width + last * outputs
 
 
-def _run(network: nn.Module, example: Example) -> None:
+def run_once(network: nn.Module, example: Example) -> None:
     """Runs a network once, in evaluation mode; its modules are in the modes that they were in afterwards.
 
     Raises:

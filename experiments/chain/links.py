@@ -1,7 +1,7 @@
 """What each link of a chain is worth: pruned, then factorised, int8, sparse, with a codebook.
 
     python -m experiments.chain.links [--config experiments/chain/digits.toml] [--run-dir runs/chain]
-        [--chains low_rank_int8 deep low_rank_deep]
+        [--chains low_rank_int8 deep low_rank_deep] [--epochs 10]
 
 One search and fine-tuning, then every chain from its winner: MACs, bytes, bit operations, accuracy with its interval,
 and forward time in PyTorch and ONNX Runtime of each link, one thread, all in turns. What is there is not done again.
@@ -21,6 +21,7 @@ from abcsearch.errors import AbcSearchError
 from abcsearch.results.finetuning import finetune_run
 from abcsearch.results.open_run import open_run
 from abcsearch.runs.config_run import run_config
+from experiments.processes import at_least_one
 from experiments.tables import processors, versions
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--chains", nargs="+", choices=CHAINS, default=list(CHAINS), help="which of them"
     )
+    parser.add_argument(
+        "--epochs", type=at_least_one, help="of each link; default: 10, of a codebook 5"
+    )
     options = parser.parse_args(arguments)
     try:
         folder = options.run_dir / "search"
@@ -77,22 +81,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{processors()}; {versions('abcsearch', 'torch', 'onnxruntime', 'torchao')}\n\n"
         )
         for name in options.chains:
-            _chain(run, name, options.run_dir)
+            _chain(run, name, options.run_dir, options.epochs)
     except AbcSearchError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 
 
-def _chain(run: Any, name: str, folder: Path) -> None:  # noqa: ANN401 - a run
-    """Applies a chain to the winner and prints its table."""
+def _chain(run: Any, name: str, folder: Path, epochs: int | None) -> None:  # noqa: ANN401 - a run
+    """Applies a chain to the winner and prints its table; its links are trained for so many epochs."""
     scores = run.scores(run.winner)
+    links = [
+        link
+        if epochs is None or "finetune" not in link
+        else {**link, "finetune": {**link["finetune"], "epochs": epochs}}
+        for link in CHAINS[name]
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chain = apply_chain(
             run.network(run.winner, tuned=True),
             run.result.task.data,
-            CHAINS[name],
+            links,
             folder / name,
             constructor=run.config.model.name,
             options=run.config.model.options,

@@ -13,6 +13,7 @@ from experiments.tables import versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from experiments.survey.measuring import Job, Row
@@ -48,8 +49,12 @@ def decided(file: Path, given: Sequence[str]) -> dict[str, Any]:
 class Results:
     """The rows, and what they have in common."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, held: AbstractSet[str] = _WHOLE) -> None:
         """Reads the file, if it is there.
+
+        Args:
+            file: of the rows.
+            held: what a row has besides what it is of.
 
         Raises:
             ConfigError: if it holds something else.
@@ -60,15 +65,15 @@ class Results:
         if not file.exists():
             return
         try:
-            held = json.loads(file.read_text())
-            self.rows = held.pop("rows")
+            read = json.loads(file.read_text())
+            self.rows = read.pop("rows")
             self.common = {
-                **held,
-                "settings": dict(held["settings"]),
-                "versions": str(held["versions"]),
+                **read,
+                "settings": dict(read["settings"]),
+                "versions": str(read["versions"]),
             }
             wanted = [
-                {*_KEY, "kind", "changes"} | (set() if "skipped" in row else _WHOLE)
+                {*_KEY, "kind", "changes"} | (set[str]() if "skipped" in row else held)
                 for row in self.rows
             ]
             if not all({*row} >= own for row, own in zip(self.rows, wanted, strict=True)):

@@ -159,6 +159,115 @@ def test_paddings_that_forward_works_out(name):
     check(model, graph, images())
 
 
+GROUPED = {
+    "standardised depthwise": (8, convolution(Standardised, padding=1, groups=8)),
+    "scaled depthwise": (8, convolution(Scaled, padding=1, bias=False, groups=8)),
+    "centred in pairs": (4, convolution(Centred, padding=1, groups=4)),
+    "standardised in halves": (2, convolution(Standardised, padding=1, groups=2)),
+    "twice as many": (
+        8,
+        lambda: nn.Sequential(
+            Standardised(8, 16, 3, padding=1, groups=8), Standardised(16, 8, 1, groups=8)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_whole_groups_of_a_weight_that_is_computed_go(name):
+    count, make = GROUPED[name]
+    model = network(make)
+    graph = trace_channels(model, images(1))
+    assert {group.name: group.channels for group in graph.prunable} == {"0": count, "4": 6}
+    check(model, graph, images())
+
+
+class Counted(Standardised):
+    """With a number of groups that is written in forward."""
+
+    def _conv(self, x, weight, padding=None):
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, 4)
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_groups_of_a_computed_weight_that_are_written_stay():
+    model = network(lambda: Counted(8, 8, 3, padding=1, groups=4))
+    graph = trace_channels(model, images(1))
+    assert [group.name for group in graph.prunable] == ["4"]
+    assert "a size there would not follow" in str(graph.groups[0].fixed)
+    check(model, graph, images())
+
+
+class Biased(Written):
+    """With a bias that forward computes."""
+
+    def __init__(self, bias, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.biases = bias
+
+    def forward(self, x):
+        bias = self.biases(self.bias)
+        return F.conv2d(x, self.weight, bias, self.stride, self.padding, 1, self.groups)
+
+
+def _half_zeroed(bias):
+    """As Swin V2 leaves out the bias of keys."""
+    bias = bias.clone()
+    length = bias.numel() // 2
+    bias[length : 2 * length].zero_()
+    return bias
+
+
+BIASES = {
+    "scaled": (lambda b: b * 0.3 + 1, 8, {}),
+    "half zeroed": (_half_zeroed, 4, {}),
+    "of a depthwise one": (torch.sigmoid, 0, {"groups": 8}),
+    "of two groups": (torch.tanh, 4, {"groups": 2}),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_a_bias_that_is_computed_for_each_output(name):
+    bias, count, options = BIASES[name]
+    model = network(lambda: Biased(bias, 8, 8, 3, padding=1, **options))
+    graph = trace_channels(model, images(1))
+    groups = {group.name: group.channels for group in graph.prunable}
+    assert groups.pop("0") == (4 if name == "of two groups" else 8)
+    assert groups == ({"4": 6, "2": count} if count else {"4": 6})
+    check(model, graph, images())
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_a_bias_in_which_outputs_are_mixed_keeps_them():
+    model = network(lambda: Biased(lambda b: b - b.mean(), 8, 8, 3, padding=1))
+    graph = trace_channels(model, images(1))
+    check(model, graph, images())
+    assert "2" not in {group.name for group in graph.prunable}
+
+
+class Table(nn.Module):
+    """Adds rows of what a small network makes of a table, picked by numbers that stay."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.table = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 8))
+        self.register_buffer("places", torch.randn(7, 2))
+        self.register_buffer("index", torch.arange(16).reshape(shape) % 7)
+
+    def forward(self, x):
+        rows = torch.sigmoid(self.table(self.places))[self.index]
+        return x + rows.reshape(4, 4, -1).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 4), (1, 16, 1)])
+def test_rows_of_channels_that_numbers_pick(shape):
+    model = network(lambda: Table(shape))
+    graph = trace_channels(model, images(1))
+    groups = {group.name: group.channels for group in graph.prunable}
+    assert groups == {"0": 8, "2.table.0": 5, "4": 6}
+    check(model, graph, images())
+
+
 def test_a_weight_that_columns_are_mixed_in_keeps_all():
     class Mixed(Written):
         def forward(self, x):

@@ -297,3 +297,76 @@ def test_parameters_untied_or_added_since_are_refused():
         TraceError, match=r"layers.3.two.weight is no parameter of its own there; trace again"
     ):
         gate(model, graph, gates)
+
+
+DROPOUTS = {
+    "dropout": lambda x, on: F.dropout(x, 0.3, training=on),
+    "keyword": lambda x, on: F.dropout(input=x, p=0.3, training=on),
+    "planes": lambda x, on: F.dropout2d(x, 0.3, training=on),
+    "alpha": lambda x, on: F.alpha_dropout(x, 0.3, training=on),
+    "torch": lambda x, on: torch.dropout(x, 0.3, on),
+}
+
+
+class Dropping(nn.Module):
+    """Drops entries by a function, as networks with a `drop_rate` do."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.drop, self.first = drop, nn.Conv2d(3, 8, 3)
+        self.second, self.norm, self.last = nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.norm(self.second(self.drop(torch.relu(self.first(x)), self.training)))
+        return self.last(self.drop(torch.relu(x), self.training).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_networks_that_drop_by_a_function_are_compared_in_training_mode(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = scrambled(Dropping(DROPOUTS[name]))
+    graph = trace_channels(model, images(1))
+    ranking = rank_channels(model, graph, "random", seed=0)
+    widths = tuple(group.channels // 2 for group in graph.prunable)
+    assert widths
+    check_gates(model, graph, widths, ranking, images(4))
+    check_shared(model, graph, widths, ranking, images(4))
+
+
+class Deep(nn.Module):
+    """Many norms of three values each, which magnify rounding; and a mistake, as large as it is told."""
+
+    def __init__(self, mistake=0.0, depth=12):
+        super().__init__()
+        self.mistake, self.first, self.norm = mistake, nn.Linear(3, 8), nn.BatchNorm1d(8)
+        steps = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(depth)]
+        self.second, self.steps = nn.Linear(8, 6), nn.ModuleList(steps)
+
+    def forward(self, x):
+        y = torch.sin(3 * self.norm(self.first(x)))
+        y = self.second(y + self.mistake * y.shape.numel())
+        for step in self.steps:
+            y = step(torch.sin(3 * y))
+        return y
+
+
+def test_networks_that_magnify_rounding_are_told_from_mistakes():
+    x = images(3)[..., 0, 0]
+
+    def compare(mistake, **options):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = scrambled(Deep(mistake))
+        graph = trace_channels(model, x, check=False)
+        assert [group.name for group in graph.prunable][:2] == ["first", "second"]
+        ranking = rank_channels(model, graph, "random", seed=0)
+        widths = tuple(max(1, group.channels - 2) for group in graph.prunable)
+        check_gates(model, graph, widths, ranking, x, modes=(True,), **options)
+
+    with pytest.raises(AssertionError, match="training True"):
+        compare(0.0, rounding=1e-14)
+    compare(0.0, rounding=1e-14, conditioned=True)
+    with pytest.raises(AssertionError, match="training True"):
+        compare(1e-6, conditioned=True)

@@ -1,5 +1,6 @@
 """Tracing: what is recorded, what is left alone, and what is said where a network cannot be traced."""
 
+import operator
 import re
 
 import pytest
@@ -238,3 +239,84 @@ def test_names_of_layers_may_be_anything():
     net.add_module('a"b', nn.Conv2d(3, 4, 3))
     net.add_module("head", nn.Conv2d(4, 2, 1))
     assert [group.name for group in trace_channels(net, images().float()).prunable] == ['a"b']
+
+
+VIEWS = {
+    "itself": lambda w: w,
+    "data": lambda w: w.data,
+    "detached": lambda w: w.detach(),
+    "row": lambda w: w[0],
+    "flat": lambda w: w.data.view(-1),
+    "turned": lambda w: w.transpose(0, 1).detach()[1:],
+}
+WRITES = {
+    "imul": lambda w: w.mul_(1.5),
+    "copy_": lambda w: w.copy_(w / w.norm()),
+    "clamp_": lambda w: w.clamp_(-1, 1),
+    "iadd": lambda w: operator.iadd(w, 1.0),
+    "setitem": lambda w: operator.setitem(w, 0, 0.0),
+    "exp": lambda w: torch.exp(w, out=w),
+    "constant_": lambda w: nn.init.constant_(w, 1.0),
+}
+
+
+class Writing(nn.Module):
+    """Does something with one of its parameters before it is used."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.one, self.two = act, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        self.act(self)
+        return self.two(self.one(x).relu())
+
+
+@pytest.mark.parametrize("name", ["one.weight", "two.weight"])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_parameters_that_forward_writes_to_are_refused_by_name(view, write, name):
+    def act(model):
+        with torch.no_grad():
+            WRITES[write](VIEWS[view](model.get_parameter(name)))
+
+    model = Writing(act)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(
+        TraceError,
+        match=rf"Writing writes to the parameter {name} in place \(.*{write}.*test_trace",
+    ):
+        trace_channels(model, images().float())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def replaced(model):
+    model.one.weight.data = model.one.weight * 2
+
+
+def test_parameters_whose_data_forward_replaces_are_refused_by_name():
+    with pytest.raises(
+        TraceError, match=r"the parameter one.weight in place \(\.data =, .*test_trace"
+    ):
+        trace_channels(Writing(replaced), images().float())
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+@pytest.mark.parametrize("view", VIEWS)
+def test_parameters_that_forward_reads_are_no_obstacle(view):
+    def act(model):
+        (VIEWS[view](model.one.weight) * 2).add_(1).sum()
+
+    graph = trace_channels(Writing(act), images().float())
+    assert [group.name for group in graph.groups] == ["one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore::abcsearch.channels.groups.UnsupportedOpWarning")
+def test_what_only_training_writes_to_is_no_obstacle():
+    def act(model):
+        if model.training:
+            with torch.no_grad():
+                model.two.bias.clamp_(-1, 1)
+
+    graph = trace_channels(Writing(act), images().float())
+    assert [group.name for group in graph.prunable] == ["one"]

@@ -16,7 +16,7 @@ from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, CheckpointError, RunError
 from abcsearch.planning import dry_run
 from abcsearch.planning.dry_run import rehearse
-from abcsearch.planning.dry_run_words import about
+from abcsearch.planning.dry_run_words import Reach, about
 from abcsearch.runs import timing
 from abcsearch.runs.config_run import prepare, run_config
 from abcsearch.runs.disk.folder import RunFolder
@@ -334,6 +334,15 @@ def test_workers_beyond_the_cores_do_not_count(tiny_config, tmp_path, monkeypatc
 )
 def test_times_in_words(seconds, words):
     assert about(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("high", "largest", "said"),
+    [(0.8, 0.77, True), (0.5, 0.77, False), (1.0, 1.0, False), (0.77, 0.77, False)],
+)
+def test_a_budget_that_no_structure_spends_is_told_what_does(high, largest, said):
+    own = Reach(name="macs", low=0, high=1e6 * high, smallest=1e4, largest=1e6 * largest, full=1e6)
+    assert ("with alpha = 1 in [space]" in own.line) == said
 
 
 def test_dry_run_prints_it_and_writes_nothing(tiny_config, tmp_path, monkeypatch):

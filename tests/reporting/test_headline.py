@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from abcsearch.reporting.headline import doubts, headline
 from abcsearch.results.forward import ForwardTime
-from abcsearch.results.intervals import difference
+from abcsearch.results.intervals import difference, packed_draws
 from abcsearch.results.report import Report
 from abcsearch.results.rows import Row
 
@@ -35,7 +36,7 @@ def row(name, macs, median, after=None, fitness=0.9):
     )
 
 
-def report(*rows, images=1000, differences=()):
+def report(*rows, images=1000, differences=(), metric="top1"):
     return Report(
         title="",
         rows=rows,
@@ -43,7 +44,7 @@ def report(*rows, images=1000, differences=()):
         notes=(),
         against="macs",
         front=(),
-        metric="top1",
+        metric=metric,
         images=images,
         differences=differences,
     )
@@ -51,12 +52,42 @@ def report(*rows, images=1000, differences=()):
 
 def test_the_sentence_of_the_issue():
     full, winner = row("full", 100, 10.0, 0.723), row("abc", 50, 7.14, 0.728)
-    own = difference(("abc", 0.728, None), ("full", 0.723, None), 1600)
+    own = difference("top1", ("abc", 0.728, {}), ("full", 0.723, {}), 1600)
     said = headline(report(full, winner, images=1600, differences=(own,)))
     half = f"\u00b1{100 * own.half:.1f}"
     assert said == (
-        f"Half the MACs, 28.6 % less time at batch 64, accuracy 72.80 % against 72.30 % ({half}, on 1,600 test images)."
+        "Half the MACs, 28.6 % less time at batch 64, accuracy 72.80 % against 72.30 % "
+        f"({half}, within noise on 1,600 test images)."
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("psnr", "PSNR 30.50 dB against 30.00 dB (\u00b1{} dB, {}on 50 test images)."),
+        ("ssim", "SSIM 30.5000 against 30.0000 (\u00b1{}, {}on 50 test images)."),
+        ("neg_mse", "neg_mse 30.5000 against 30.0000 (\u00b1{}, {}on 50 test images)."),
+    ],
+)
+@pytest.mark.parametrize(("spread", "noise"), [(0.1, ""), (5.0, "within noise ")])
+def test_a_difference_of_any_metric_is_no_gain_within_noise(metric, words, spread, noise):
+    rows = row("full", 100, 10.0, 30.0), row("abc", 50, 5.0, 30.5)
+    stream = np.random.default_rng(0)
+    each = [value + spread * stream.normal(size=1000) for value in (30.5, 30.0)]
+    left = [{"resampled": {metric: packed_draws(own, 50)}} for own in each]
+    own = difference(metric, ("abc", 30.5, left[0]), ("full", 30.0, left[1]), 50)
+    shown = report(*rows, images=50, differences=(own,), metric=metric)
+    half = f"{own.half:.2f}" if metric == "psnr" else f"{own.half:.4f}"
+    assert words.format(half, noise) in headline(shown)
+    assert bool(doubts(shown)) == bool(noise)
+    if noise:
+        assert "drawn 1,000 times with replacement" in doubts(shown)[0]
+
+
+def test_what_a_difference_is_worth_may_not_be_known():
+    rows = row("full", 100, 10.0, 30.0), row("abc", 50, 5.0, 30.5)
+    said = headline(report(*rows, metric="psnr"))
+    assert said.endswith("PSNR 30.50 dB against 30.00 dB (how sure that is, is not known).")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +126,9 @@ def test_without_fine_tuning_it_says_so():
 
 def test_a_doubt_names_whom_the_winner_cannot_be_told_apart_from_and_nobody_else():
     rows = row("full", 100, 10.0, 0.95), row("uniform", 50, 5.0, 0.80), row("abc", 50, 5.0, 0.94)
-    own = tuple(difference(("abc", 0.94, None), (r.network, r.after, None), 1000) for r in rows[:2])
+    own = tuple(
+        difference("top1", ("abc", 0.94, {}), (r.network, r.after, {}), 1000) for r in rows[:2]
+    )
     (said,) = doubts(report(*rows, differences=own))
     assert "abc cannot be told apart from full (\u22121.00 points" in said
     assert "uniform" not in said

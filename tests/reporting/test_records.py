@@ -15,7 +15,7 @@ from abcsearch.reporting.history import SearchHistory
 from abcsearch.reporting.repeating import config_toml
 from abcsearch.reporting.sensitivity import layer_sensitivity, least_trials
 from abcsearch.reporting.timeline import run_timeline
-from abcsearch.reporting.words import change_text, cost_text, short_names
+from abcsearch.reporting.words import change_text, cost_text, ms_text, short_names
 from abcsearch.runs.settings import to_plain
 from abcsearch.trial import Evaluation, Trial
 
@@ -206,3 +206,18 @@ def test_numbers_in_words():
     assert (change_text(100, 100), change_text(0, 5), change_text(10, 11)) == ("0 %", "", "+10.0 %")
     long = [f"features.denseblock{n}.denselayer1.layers.conv1.weight" for n in range(3)]
     assert len(set(short_names(long))) == 3
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0.62, "0.620"),
+        (91.5, "91.5"),
+        (99.96, "100"),
+        (145.2, "145"),
+        (999.6, "1,000"),
+        (1234, "1,234"),
+    ],
+)
+def test_durations_have_three_digits_and_no_lonely_point(milliseconds, text):
+    assert ms_text(milliseconds) == text

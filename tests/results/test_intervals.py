@@ -12,12 +12,17 @@ from scipy.stats import binomtest
 from abcsearch.results.intervals import (
     Difference,
     difference,
+    difference_text,
+    ends_of,
     packed,
+    packed_draws,
     paired,
     unpacked,
+    unpacked_draws,
     unpaired,
     wilson,
 )
+from abcsearch.training.resampling import draws_of, mean_of
 
 
 @given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -71,8 +76,12 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_answers_that_are_alike_tell_more_apart():
     right = np.arange(400) < 300
     better = np.arange(400) < 312
-    one = difference(("a", 0.78, packed(better)), ("b", 0.75, packed(right)), 400)
-    other = difference(("a", 0.78, None), ("b", 0.75, packed(right)), 400)
+    one = difference(
+        "top1", ("a", 0.78, {"hits": packed(better)}), ("b", 0.75, {"hits": packed(right)}), 400
+    )
+    other = difference(
+        "top1", ("a", 0.78, {"hits": None}), ("b", 0.75, {"hits": packed(right)}), 400
+    )
     assert (one.paired, other.paired) == (True, False)
     assert one.told_apart
     assert not other.told_apart
@@ -105,14 +114,20 @@ def test_answers_go_through_json(hits):
 )
 def test_what_is_no_record_of_answers_is_none(plain):
     assert unpacked(plain) is None
-    assert not difference(("a", 0.5, plain), ("b", 0.25, plain), 8).paired
+    assert not difference(
+        "top1", ("a", 0.5, {"hits": plain}), ("b", 0.25, {"hits": plain}), 8
+    ).paired
 
 
 def test_answers_of_other_images_or_another_score_are_not_compared():
     right = packed(np.arange(8) < 4)
-    assert difference(("a", 0.5, right), ("b", 0.5, right), 8).paired
-    assert not difference(("a", 0.5, right), ("b", 0.5, right), 9).paired
-    assert not difference(("a", 0.75, right), ("b", 0.5, right), 8).paired
+    assert difference("top1", ("a", 0.5, {"hits": right}), ("b", 0.5, {"hits": right}), 8).paired
+    assert not difference(
+        "top1", ("a", 0.5, {"hits": right}), ("b", 0.5, {"hits": right}), 9
+    ).paired
+    assert not difference(
+        "top1", ("a", 0.75, {"hits": right}), ("b", 0.5, {"hits": right}), 8
+    ).paired
 
 
 def test_a_difference_is_told_apart_only_beside_zero():
@@ -127,3 +142,73 @@ def test_a_difference_is_told_apart_only_beside_zero():
     assert math.isclose(
         Difference(first="a", second="b", change=0.1, low=0.0, high=0.3, paired=True).half, 0.2
     )
+
+
+def drawn(values):
+    """What fine-tuning keeps of a metric that is a mean of images."""
+    draws = [mean_of(values, counts) for counts in draws_of(len(values))]
+    return {"resampled": {"psnr": packed_draws(np.concatenate(draws), len(values))}}
+
+
+def test_intervals_by_draws_hold_the_truth_as_often_as_they_say():
+    stream = np.random.default_rng(1)
+    images, trials, kept, apart = 80, 300, [0, 0], 0
+    for _ in range(trials):
+        common = stream.gamma(2.0, 2.0, images)  # how hard images are: the same for both networks
+        first, second = (common + stream.normal(0, 0.5, images) + up for up in (0.3, 0.0))
+        value, other = float(first.mean()), float(second.mean())
+        low, high = ends_of("psnr", value, images, drawn(first)["resampled"])
+        kept[0] += low <= 4.3 <= high
+        one = difference("psnr", ("a", value, drawn(first)), ("b", other, drawn(second)), images)
+        assert one.paired
+        kept[1] += one.low <= 0.3 <= one.high
+        apart += one.told_apart
+    assert all(0.9 < count / trials < 0.98 for count in kept)
+    assert apart / trials > 0.9  # alone, their intervals of about 0.6 to each side would not tell
+
+
+def test_metrics_without_draws_have_no_interval_and_no_difference():
+    values = np.arange(40.0)
+    sound = drawn(values)
+    assert ends_of("psnr", 19.5, 40, sound["resampled"]) is not None
+    for metric, value, images, plain in (
+        ("ssim", 19.5, 40, sound["resampled"]),
+        ("psnr", None, 40, sound["resampled"]),
+        ("psnr", math.nan, 40, sound["resampled"]),
+        ("psnr", 19.5, 41, sound["resampled"]),  # of other images
+        ("psnr", 19.5, 40, None),
+        ("psnr", 4.5, 9, drawn(values[:9])["resampled"]),  # too few to tell
+    ):
+        assert ends_of(metric, value, images, plain) is None
+    named = ("a", 19.5, sound), ("b", 19.5, {})
+    assert difference("psnr", *named, 40) is None
+    assert difference("psnr", *reversed(named), 40) is None
+    assert difference("psnr", named[0], named[0], 40).half == 0
+
+
+@pytest.mark.parametrize("plain", [None, 7, "ab", [40], [40, "%"], [40, "AAA="], [40, ""], [40, 3]])
+def test_what_is_no_record_of_draws_is_none(plain):
+    assert unpacked_draws(plain, 40) is None
+    assert unpacked_draws(json.loads(json.dumps(plain)), 40) is None
+
+
+def test_draws_go_through_json_and_those_that_are_no_numbers_are_left_alone():
+    draws = np.random.default_rng(0).normal(size=1000)
+    there = unpacked_draws(json.loads(json.dumps(packed_draws(draws, 40))), 40)
+    assert there == pytest.approx(draws, abs=1e-6)
+    draws[3] = np.nan
+    assert unpacked_draws(packed_draws(draws, 40), 40) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("top1", "\u22121.00 points, \u22123.00 to +1.00"),
+        ("mAP", "\u22121.00 points, \u22123.00 to +1.00"),
+        ("psnr", "\u22120.01 dB, \u22120.03 dB to +0.01 dB"),
+        ("ssim", "\u22120.0100, \u22120.0300 to +0.0100"),
+    ],
+)
+def test_differences_are_said_in_the_unit_of_the_metric(metric, text):
+    own = Difference(first="a", second="b", change=-0.01, low=-0.03, high=0.01, paired=True)
+    assert difference_text(metric, own) == text

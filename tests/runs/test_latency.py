@@ -1,14 +1,23 @@
-"""A budget of forward time: measured once, kept, and met."""
+"""A budget of forward time: measured once, kept, and met, also by those that are measured before one of them wins."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from abcsearch import Budget, SpaceOptions, resume, search
-from abcsearch.channels.latency import LatencyModel, LatencyOptions
+from abcsearch.channels.latency import LatencyModel, LatencyOptions, Turns
+from abcsearch.channels.timed import LayerTimes
 from abcsearch.data.splits import Data
-from abcsearch.errors import RunError
+from abcsearch.errors import BudgetError, ConfigError, ModelError, RunError
 from abcsearch.files import unsealed
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.latency import run_costs
+from abcsearch.runs.settings import SearchSettings
+from tests import own_runtimes
 
 
 @pytest.fixture
@@ -24,6 +33,15 @@ def task():
     return model, data
 
 
+def own(name, **options):
+    return LatencyOptions(runtime=f"tests.own_runtimes:{name}", repeats=1, **options)
+
+
+def worth(candidate, _):
+    """The fitness of a structure: its channels."""
+    return float(sum(candidate))
+
+
 QUICK = LatencyOptions(repeats=3)
 
 
@@ -32,7 +50,11 @@ def test_a_run_measures_once_and_keeps_what_it_measured(task, tmp_path, monkeypa
     run = {"budget": Budget(latency_ms=1.0, macs=0.8), "latency": QUICK, "searcher": "random"}
     first = search(model, data, n_trials=3, run_dir=tmp_path / "run", **run)
     kept = unsealed((tmp_path / "run" / "latency.json").read_text())[0]
-    assert set(kept) == {"(rest)", "0.weight", "3.weight", "8.weight"}
+    assert {name: kept[name] for name in ("runtime", "threads", "batch")} == {
+        "runtime": "torch",
+        "threads": 1,
+        "batch": 1,
+    }
     assert first.task.constraint.costs.to_plain() == kept
     assert not first.task.constraint.violation([trial.candidate for trial in first.trials]).any()
     front = first.pareto("latency_ms")
@@ -57,35 +79,27 @@ def test_a_run_measures_once_and_keeps_what_it_measured(task, tmp_path, monkeypa
 
 def test_candidates_that_are_measured_outside_fail(task, tmp_path, monkeypatch):
     model, data = task
-    times = iter([9.0, 1.0, 9.0, 1.0])
-    plain = {
-        name: [[0.0, 10.0**9], [0.0, 1.0]]
-        for name in ("(rest)", "0.weight", "3.weight", "8.weight")
-    }
+    shares = iter([0.9, 0.1, 0.9, 0.1])
     monkeypatch.setattr(
-        LatencyModel, "measure", lambda _, graph, *__: LatencyModel.from_plain(plain, graph.costs)
-    )
-    monkeypatch.setattr(
-        "abcsearch.runs.timed_evaluator.measure_latency", lambda *_, **__: [next(times)]
+        "abcsearch.runs.timed_evaluator.in_turns",
+        lambda *_: Turns(shares=np.array([next(shares)]), full_ms=7.0),
     )
     found = search(
         model,
         data,
-        budget=Budget(latency_ms=2.0),
-        latency=LatencyOptions(repeats=1, check=True),
+        budget=Budget(latency_ms=0.5),
+        latency=own("smooth", check=True, finalists=0),
         n_trials=4,
         searcher="random",
         run_dir=tmp_path / "run",
     )
+    full = found.task.constraint.costs.latency_ms([found.task.space.full])[0]
     assert [trial.evaluation.failure for trial in found.trials[::2]] == [
-        "latency of 9 ms is outside of 0 to 2 ms"
+        f"latency of {0.9 * full:.3g} ms is outside of 0 to {0.5 * full:.3g} ms"
     ] * 2
-    assert [trial.evaluation.metrics["latency_ms"] for trial in found.trials] == [
-        9.0,
-        1.0,
-        9.0,
-        1.0,
-    ]
+    assert [trial.evaluation.metrics["latency_ms"] for trial in found.trials] == pytest.approx(
+        [0.9 * full, 0.1 * full] * 2
+    )
     assert found.best.number in (1, 3)
 
 
@@ -95,16 +109,182 @@ def test_without_a_bound_on_latency_nothing_is_measured(task, tmp_path, monkeypa
     assert not (tmp_path / "run" / "latency.json").exists()
 
 
-def test_a_bound_that_no_structure_meets_is_refused_with_the_reachable_range(task, tmp_path):
-    with pytest.raises(
-        Exception, match=r"latency_ms = 1e-07 cannot be reached: .* structures of this space have"
-    ):
+def test_a_bound_that_no_structure_meets_is_refused_with_what_would_help(task, tmp_path):
+    with pytest.raises(BudgetError) as refused:
         search(
             *task,
             budget=Budget(latency_ms=1e-7),
-            latency=QUICK,
+            latency=own("smooth"),
             n_trials=2,
             run_dir=tmp_path / "run",
             space=SpaceOptions(alpha=0.5),
         )
+    said = str(refused.value)
+    assert "latency_ms = 1e-07 cannot be reached" in said
+    assert "structures of this space have" in said
+    assert "tests.own_runtimes:smooth, 1 thread, batches of 1 image ([latency])" in said
+    # 1e-4 s of every pass do not depend on the batch
+    alone = float(re.findall(r"\((0\.\d+) to", said)[0])
+    together = float(
+        re.findall(r"in batches of 64, the smallest structure takes (0\.\d+)", said)[0]
+    )
+    assert together < alone / 3
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_runtime_that_returns_nonsense_or_is_missing_is_refused_before_anything_is_written(
+    task, tmp_path, monkeypatch
+):
+    run = {"budget": Budget(latency_ms=0.5), "n_trials": 2, "run_dir": tmp_path / "run"}
+    with pytest.raises(ModelError, match=r"own_runtimes:negative' returned -1.0"):
+        search(*task, latency=own("negative"), **run)
+    monkeypatch.setattr("abcsearch.channels.runtimes.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install 'abcsearch\[onnx\]'"):
+        search(*task, latency=LatencyOptions(runtime="onnxruntime"), **run)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+class Measuring:
+    """Stands in for what measures the best trials: shares of the full network by how many channels there are."""
+
+    def __init__(self, monkeypatch, share, stops_after=None):
+        self.calls, self.share, self.stops_after = [], share, stops_after
+        monkeypatch.setattr("abcsearch.runs.stopwatch.in_turns", self)
+
+    def __call__(self, networks, full, example, options):
+        if len(self.calls) == self.stops_after:
+            raise KeyboardInterrupt
+        channels = [network[0].out_channels + network[3].out_channels for network in networks]
+        self.calls.append(channels)
+        shares = [self.share(count) for count in channels]
+        return Turns(shares=np.array(shares), full_ms=3.0)
+
+
+def budgeted(task, folder, n_trials=20, **options):
+    latency = own("smooth", **{"finalists": 2, **options})
+    return search(
+        *task,
+        budget=Budget(latency_ms=0.6),
+        latency=latency,
+        evaluator=worth,
+        searcher="random",
+        n_trials=n_trials,
+        run_dir=folder,
+    )
+
+
+def test_none_that_is_measured_outside_wins_and_what_was_measured_is_not_measured_again(
+    task, tmp_path, monkeypatch
+):
+    best = budgeted(task, tmp_path / "plain", finalists=0).best
+    limit = int(best.fitness) - 2
+    measuring = Measuring(monkeypatch, lambda count: 0.62 if count > limit else 0.55)
+    result = budgeted(task, tmp_path / "run")
+    assert result.best.fitness <= limit < best.fitness
+    inside = [t.fitness for t in result.trials if t.fitness <= limit]
+    assert result.best.fitness == max(inside)
+    timed = read_journal(tmp_path / "run" / "journal.jsonl").timed
+    assert timed[best.number].share == 0.62
+    assert timed[result.best.number].share == 0.55
+    words = result.decision.words
+    assert f"trial {result.best.number} takes 0.550 of its time, 1.65 ms of 3 ms" in words
+    assert f"{best.number} (0.620)" in words.split("outside of the budget: ")[1]
+    assert "(tests.own_runtimes:smooth, 1 thread, batches of 1 image)" in words
+    calls = len(measuring.calls)
+    again = resume(tmp_path / "run", model=task[0], data=task[1], evaluator=worth)
+    assert len(measuring.calls) == calls
+    assert (again.best, again.decision) == (result.best, result.decision)
+    # Killed between two measurements, it goes on with what it has
+    stopped = Measuring(monkeypatch, measuring.share, stops_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        budgeted(task, tmp_path / "killed")
+    rest = Measuring(monkeypatch, measuring.share)
+    killed = budgeted(task, tmp_path / "killed")
+    assert stopped.calls + rest.calls == measuring.calls
+    assert killed.best.number == result.best.number
+    assert killed.decision.words == result.decision.words
+
+
+def test_without_one_inside_a_run_says_so_and_goes_on_with_more_trials(task, tmp_path, monkeypatch):
+    Measuring(monkeypatch, lambda count: 0.61 + count / 1000)
+    with pytest.raises(RunError) as refused:
+        budgeted(task, tmp_path / "run", n_trials=6)
+    said = str(refused.value)
+    assert "none of the best 6 trials" in said
+    assert "allows 0.000 to 0.600 of the full network's time, and the nearest" in said
+    assert "--n-trials N" in said
+    Measuring(monkeypatch, lambda count: 0.5)
+    result = budgeted(task, tmp_path / "run", n_trials=12)
+    assert result.best.number >= 6
+
+
+def test_a_run_of_an_earlier_version_keeps_its_winner(task, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    result = budgeted(task, folder.path, finalists=0)
+    header = folder.read_json("run.json")
+    del header["settings"]["latency"]["finalists"]
+    folder.write_json("run.json", header)
+    measuring = Measuring(monkeypatch, lambda count: 9.0)
+    again = budgeted(task, folder.path, finalists=5)
+    assert (again.best, again.decision) == (result.best, None)
+    assert not measuring.calls
+
+
+def test_a_machine_with_steps_offers_its_fast_widths_and_a_continued_run_the_same(task, tmp_path):
+    model, data = task
+    run = {"budget": Budget(macs=0.7), "n_trials": 3, "searcher": "random", "evaluator": worth}
+    space = SpaceOptions(hardware=True, alpha=1.0)
+    first = search(
+        model, data, latency=own("stepped"), space=space, run_dir=tmp_path / "run", **run
+    )
+    choices = [d.choices for d in first.task.space.dimensions]
+    assert choices == [(8,), (8, 16)]
+    kept = unsealed((tmp_path / "run" / "latency.json").read_text())[0]
+    assert list(kept["fast"].values()) == [[8], [8, 16]]
+    own_runtimes.calls.clear()
+    again = resume(tmp_path / "run", model=model, data=data, evaluator=worth, n_trials=4)
+    assert not own_runtimes.calls
+    assert again.task.space == first.task.space
+    assert again.trials[:3] == first.trials
+    with pytest.raises(ConfigError, match=r"hardware = true offers .* nothing says where: set"):
+        search(model, data, space=space, run_dir=tmp_path / "other", **run)
+    (tmp_path / "run" / "latency.json").unlink()
+    with pytest.raises(RunError, match=r"latency.json is missing: trials were chosen by"):
+        resume(tmp_path / "run", model=model, data=data, evaluator=worth, n_trials=5)
+
+
+def test_times_that_were_measured_elsewhere_are_measured_anew_while_there_are_no_trials(
+    task, tmp_path
+):
+    folder = RunFolder(tmp_path / "run")
+    budgeted(task, folder.path, n_trials=1)
+    for left in folder.path.iterdir():
+        if left.name != "latency.json" and left.is_file():
+            left.unlink()
+
+    def settings(latency):
+        return SearchSettings(budget=Budget(latency_ms=0.6), n_trials=1, latency=latency)
+
+    model, data = task
+    graph = SpaceOptions().traced(model, data.example)
+    own_runtimes.calls.clear()
+    costs = run_costs(model, graph, data, settings(own("stepped")), folder)
+    assert own_runtimes.calls
+    assert costs.where["runtime"] == "tests.own_runtimes:stepped"
+    assert run_costs(model, graph, data, settings(own("smooth")), folder).to_plain() == (
+        folder.read_json("latency.json")
+    )
+
+
+def test_a_folder_of_an_earlier_version_is_bound_by_the_times_that_it_holds(task, tmp_path):
+    model, data = task
+    graph = SpaceOptions().traced(model, data.example)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_json(
+        "latency.json",
+        {name: [[0.0, 10.0**6], [0.0, 1.0]] for name in ("(rest)", *graph.costs.layers)},
+    )
+    folder.journal.write_text("something")
+    settings = SearchSettings(budget=Budget(latency_ms=0.6), n_trials=1)
+    assert isinstance(run_costs(model, graph, data, settings, folder), LayerTimes)

@@ -139,3 +139,17 @@ def test_set_up_and_fine_tuning_show_it(known, data, tiny_model):
     assert tuned.training.scores == (
         score(tuned.model, data.validation, objective=known)["spread"],
     )
+
+
+def test_draws_come_with_fine_tuning_for_metrics_that_say_so(known, data, tiny_model, monkeypatch):
+    recipe = Recipe(epochs=1, batch_size=64, lr=0.01)
+    assert list(finetune(tiny_model, data, recipe).resampled) == ["top1"]
+
+    def resampled(self, counts):
+        outputs = torch.cat(self.outputs).numpy()
+        return {"spread": [outputs[times > 0].std() for times in counts]}
+
+    monkeypatch.setattr(Spread, "resampled", resampled)
+    drawn = finetune(tiny_model, data, recipe).resampled
+    assert list(drawn) == ["spread", "top1"]
+    assert drawn["spread"].shape == (1000,)

@@ -173,7 +173,9 @@ def test_gates_equal_slicing_and_shared_slices_are_sliced_networks(family, name)
     candidate = random_candidate(graph, np.random.default_rng(0))
     x = images(4 if size < 200 else 2, size)
     modes = (False,) if name in EVALUATED_ONLY else (False, True)
-    check_gates(model, graph, candidate, ranking, x, rounding=TOLERANCE, modes=modes)
+    check_gates(
+        model, graph, candidate, ranking, x, rounding=TOLERANCE, modes=modes, conditioned=True
+    )
     check_shared(model, graph, candidate, ranking, x, modes=modes)
 
 
@@ -193,9 +195,22 @@ def test_networks_too_large_are_counted_without_weights(name):
         )
 
 
+CLASSIFIERS = sorted(torchvision.models.list_models(module=torchvision.models))
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifiers_of_torchvision_can_lose_nearly_all_of_their_macs(name):
+    size = usual_size(name)
+    x = torch.zeros(1, 3, size, size, device="meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnsupportedOpWarning)
+        graph = trace_channels(build(name).to("meta"), x, check=False)
+    assert shares(graph)[1] >= 0.95, [(group.name, group.fixed) for group in graph.groups]
+
+
 def test_all_classifiers_of_torchvision_are_here():
     here = {name for names in FAMILIES.values() for name in names if not name.startswith("timm/")}
-    classifiers = set(torchvision.models.list_models(module=torchvision.models))
+    classifiers = set(CLASSIFIERS)
     assert len(classifiers) >= 80
     assert here - classifiers == set(FAMILIES["FCN, DeepLabV3, LR-ASPP"])
     assert classifiers <= here

@@ -2,7 +2,7 @@
 
 `layers`: convolutions and linear layers. `norms`: normalisation. `pointwise`: entry by entry, and windows over space.
 `movement` and `split_concat`: what moves entries without mixing them. `contraction`: einsum and matrix products.
-`attention` and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
+`lookup`: embeddings. `attention` and `recurrent`: what they say. `sizes`: numbers that forward reads off shapes.
 """
 
 from abcsearch.channels.flow import Flow
@@ -11,6 +11,7 @@ from abcsearch.channels.rules import (
     attention,
     contraction,
     layers,
+    lookup,
     movement,
     norms,
     pointwise,
@@ -30,6 +31,7 @@ __all__ = [
     "contraction",
     "find_rule",
     "layers",
+    "lookup",
     "movement",
     "norms",
     "number",

@@ -31,14 +31,14 @@ class _Weights:
     Attributes:
         weight: canonical name.
         shape: of the weight.
-        bias: canonical name, or None.
+        bias: the bias, a parameter or one number for each output that forward has computed; or None.
         groups: conv_groups.
         count: how conv_groups follow channels where forward gives the number; None for a module, where slicing sets it.
     """
 
     weight: str
     shape: tuple[int, ...]
-    bias: str | None
+    bias: Operand | None
     groups: int
     count: Count | None
 
@@ -46,11 +46,7 @@ class _Weights:
     def of(cls, flow: Flow, op: Op) -> _Weights:
         """Reads them off an operation; raises NoRuleError for a weight that is computed in forward."""
         weight, bias = _operands(flow, op)
-        if (
-            weight is None
-            or weight.parameter is None
-            or (bias is not None and bias.parameter is None)
-        ):
+        if weight is None or weight.parameter is None:
             msg = f"it computes with {LOOSE}"
             raise NoRuleError(msg)
         groups, count = getattr(op.module, "groups", 1), None
@@ -61,7 +57,7 @@ class _Weights:
         return cls(
             weight=weight.parameter,
             shape=tuple(weight.value),
-            bias=None if bias is None else bias.parameter,
+            bias=bias,
             groups=groups,
             count=count,
         )
@@ -105,30 +101,50 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
             flow.parameter(weights.weight, 0, made)
     else:
         made = _grouped(flow, op, weights, layout.positions, channels)
-    flow.parameter(weights.bias, 0, made)
+    _biased(flow, weights.bias, made)
     return Layout(axis, made)
 
 
 def _by_rows(flow: Flow, op: Op, weight: Operand) -> Layout:
-    """New channels from a weight that forward computes row by row from a parameter: it needs all that a row reads."""
+    """New channels from a weight that forward computes row by row from a parameter: it needs all that a row reads.
+
+    With conv_groups whole groups go, with what they read.
+    """
     operand, bias, rank = op.tensor(), _operands(flow, op)[1], len(weight.value)
-    groups = op.plain(6, "groups", 1) if op.target is not F.linear else 1
-    if weight.layout is None or weight.layout.axis or groups != 1 or op.target in _TRANSPOSED:
+    if weight.layout is None or weight.layout.axis or op.target in _TRANSPOSED:
         msg = "its weight is computed in forward, and is not one row for each output"
         raise NoRuleError(msg)
-    numbers_plain([o for o in op.operands if not o.is_tensor])
-    for positions in operand.touched:
-        flow.fix(positions, f"{op.name}: forward computes its weight from all that a row reads")
-    made = flow.fresh(weight.value[0], weight.computed.removesuffix(".weight"))
+    flat = op.target is F.linear
+    given = 1 if flat else op.argument(6, "groups", 1)
+    ((groups, count),) = numbers(given)
+    numbers_plain([o for o in op.operands if not o.is_tensor and o is not given])
+    axis = len(operand.value) - (1 if flat else rank - 1)
+    if groups > 1 or count.terms:
+        made = _whole_groups(flow, op, operand, axis, (groups, count), weight)
+    else:
+        for positions in operand.touched:
+            flow.fix(positions, f"{op.name}: forward computes its weight from all that a row reads")
+        made = flow.fresh(weight.value[0], weight.computed.removesuffix(".weight"))
     flow.tie(made, weight.layout.positions)
-    if bias is not None:
-        if bias.parameter is None:
-            msg = f"it computes with {LOOSE}"
-            raise NoRuleError(msg)
-        flow.parameter(bias.parameter, 0, made)
-    return Layout(
-        len(operand.value) - 1 if op.target is F.linear else len(operand.value) - rank + 1, made
-    )
+    _biased(flow, bias, made)
+    return Layout(axis, made)
+
+
+def _whole_groups(
+    flow: Flow, op: Op, operand: Operand, axis: int, groups: tuple[int, Count], weight: Operand
+) -> NDArray[np.int64]:
+    """Returns the positions of what conv_groups make, each of which goes with what it reads."""
+    rows, name = weight.value[0], weight.computed.removesuffix(".weight")
+    layout = channels_at(operand, axis, "before space")
+    if layout is None:
+        made = flow.fresh(rows, name)
+        flow.fix(made, f"{op.name}: grouped convolution of an input that keeps its channels")
+        return made
+    lanes = layout.positions.reshape(groups[0], -1)
+    for column in lanes.T[1:]:
+        flow.tie(lanes[:, 0], column)
+    flow.follows(groups[1], lanes[:, 0], op)
+    return np.repeat(lanes[:, 0], rows // groups[0])
 
 
 def _fixed(flow: Flow, op: Op, own: _Weights, channels: int) -> NDArray[np.int64]:
@@ -192,8 +208,21 @@ def linear(flow: Flow, op: Op) -> Layout | None:
         flow.parameter(weights.weight, 1, layout.positions, reads=True)
     made = flow.fresh(weights.shape[0], op.path or weights.name)
     flow.parameter(weights.weight, 0, made)
-    flow.parameter(weights.bias, 0, made)
+    _biased(flow, weights.bias, made)
     return Layout(len(operand.value) - 1, made)
+
+
+def _biased(flow: Flow, bias: Operand | None, made: NDArray[np.int64]) -> None:
+    """Says that a bias has a number for each output; raises NoRuleError for one in which nothing follows channels."""
+    if bias is None:
+        return
+    if bias.parameter is not None:
+        flow.parameter(bias.parameter, 0, made)
+    elif bias.layout is not None and len(bias.value) == 1:
+        flow.tie(made, bias.layout.positions)
+    else:
+        msg = f"it computes with {LOOSE}"
+        raise NoRuleError(msg)
 
 
 def count_calls(flow: Flow, op: Op) -> bool:

@@ -90,6 +90,7 @@ if TYPE_CHECKING:
         F.dropout2d,
         F.dropout3d,
         F.alpha_dropout,
+        torch.dropout,
     ),
     *(
         torch.relu,

@@ -164,6 +164,8 @@ def indexing(flow: Flow, op: Op) -> Layout | None:
     layout = operand.layout
     if layout is None:
         return None
+    if isinstance(index, Operand) and index.is_tensor:
+        return _looked_up(flow, op, layout, index)
     items = list(index) if isinstance(index, tuple) else [index]
     if any(
         not isinstance(item, int | slice | Operand | type(None) | type(Ellipsis)) for item in items
@@ -174,6 +176,19 @@ def indexing(flow: Flow, op: Op) -> Layout | None:
     gap = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
     items[gap : gap + 1] = [slice(None)] * (len(operand.value) - used)
     return _indexed(flow, op, layout, items)
+
+
+def _looked_up(flow: Flow, op: Op, layout: Layout, index: Operand) -> Layout:
+    """Returns the layout behind rows that a tensor picks, which never changes; channels are at another axis."""
+    more = len(index.value) - 1
+    if not layout.axis or len(op.value) != len(op.tensor().value) + more:
+        msg = "it picks entries by a list or tensor"
+        raise NoRuleError(msg)
+    for positions in index.touched:
+        flow.fix(positions, f"{op.name}: it picks rows by them")
+    if index.parameter is not None:
+        flow.freeze(index.parameter, f"{op.name}: it picks rows by it")
+    return Layout(layout.axis + more, layout.positions)
 
 
 def _indexed(flow: Flow, op: Op, layout: Layout, items: list[Any]) -> Layout:

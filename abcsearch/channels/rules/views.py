@@ -91,7 +91,11 @@ def _moved(op: Op, name: str, shape: Any) -> View | None:  # noqa: ANN401 - a to
     ]
     if not moved._is_view():
         return None
-    if not all(fits):  # split axes are none that channels lie on, nor is one whose size is written
+    if op.target is operator.getitem:  # nor do channels lie on axes of which a range is taken
+        axes = tuple(axis if fit else None for axis, fit in zip(axes, fits, strict=True))
+    elif not all(
+        fits
+    ):  # split axes are none that channels lie on, nor is one whose size is written
         sizes = rest[0] if rest and isinstance(rest[0], tuple | list) else rest
         if op.target not in ("view", "reshape", torch.reshape) or len(sizes) != len(axes):
             return None

@@ -1,8 +1,9 @@
-"""Which trial has won once the best few were scored in full, as the journal keeps it."""
+"""Which trial has won once the best few were scored in full or measured, as the journal keeps it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import plural
@@ -18,18 +19,53 @@ _COUNTED = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What full scores have decided.
+class Timed:
+    """The forward time of a trial, measured in turns with the full network.
 
     Attributes:
-        winner: the trial of the highest full score, with that score.
-        among: numbers of the trials that were scored in full, best first.
+        share: of the full network's time.
+        full_ms: median forward time of the full network meanwhile, in milliseconds.
+    """
+
+    share: float
+    full_ms: float
+
+    @classmethod
+    def of(cls, plain: Any) -> Timed:  # noqa: ANN401 - any JSON value
+        """Returns the time that an event, or a decision, holds.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        values: list[Any] = [
+            plain.get(name) if isinstance(plain, dict) else None for name in ("share", "full_ms")
+        ]
+        if not all(isinstance(value, float) and 0 < value < math.inf for value in values):
+            msg = f"share and full_ms of a measured time are numbers above 0, found {values!r:.80}"
+            raise ValueError(msg)
+        return cls(share=values[0], full_ms=values[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What full scores, or measured forward times, have decided.
+
+    Attributes:
+        winner: the trial of the highest full score, with that score; of the best few that were measured, of those
+            inside the budget.
+        among: numbers of the trials that it was chosen from, best first.
         alike: of these, those that cannot be told apart from the winner, itself included.
+        times: of all trials that were measured, by number; {} where none was.
+        where: where they were measured, in words.
+        scored: whether trials were scored in full, which had seen some images only.
     """
 
     winner: Trial
     among: tuple[int, ...]
     alike: tuple[int, ...]
+    times: Mapping[int, Timed] = field(default_factory=dict[int, Timed])
+    where: str = ""
+    scored: bool = True
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Decision:
@@ -45,15 +81,50 @@ class Decision:
             msg = "among and alike are lists of whole numbers"
             raise ValueError(msg)
         winner = trial_of({key: event.get(key) for key in ("number", "candidate", "evaluation")})
-        return cls(winner=winner, among=tuple(event["among"]), alike=tuple(event["alike"]))
+        times = event.get("times", {})
+        if not isinstance(times, dict) or not all(number.isdecimal() for number in times):
+            msg = "times are those of trials, by number"
+            raise ValueError(msg)
+        return cls(
+            winner=winner,
+            among=tuple(event["among"]),
+            alike=tuple(event["alike"]),
+            times={int(number): Timed.of(time) for number, time in times.items()},
+            where=str(event.get("where", "")),
+            scored=event.get("scored", True) is True,
+        )
 
     def to_plain(self) -> dict[str, Any]:
         """Returns the decision as plain JSON values."""
-        return {**self.winner.to_plain(), "among": list(self.among), "alike": list(self.alike)}
+        plain = {**self.winner.to_plain(), "among": list(self.among), "alike": list(self.alike)}
+        if not self.times:
+            return plain
+        times = {str(number): asdict(time) for number, time in self.times.items()}
+        return {**plain, "times": times, "where": self.where, "scored": self.scored}
 
     @property
     def words(self) -> str:
         """How sure it is, in words."""
+        texts = [self._scored_words] if self.scored else []
+        return "; ".join([*texts, *([self._timed_words] if self.times else [])])
+
+    @property
+    def _timed_words(self) -> str:
+        """What was measured, in words."""
+        own = self.times[self.winner.number]
+        outside = [
+            f"{number} ({time.share:.3f})"
+            for number, time in self.times.items()
+            if number not in self.among
+        ]
+        text = f"the best {plural(len(self.times), 'trial')} measured in turns with the full network ({self.where}): "
+        text += f"trial {self.winner.number} takes {own.share:.3f} of its time, "
+        text += f"{own.share * own.full_ms:.3g} ms of {own.full_ms:.3g} ms"
+        return text + (f"; outside of the budget: {', '.join(outside)}" if outside else "")
+
+    @property
+    def _scored_words(self) -> str:
+        """How sure it is by full scores, in words."""
         count, alike = len(self.among), len(self.alike)
         scored = f"the best {plural(count, 'trial')} scored in full"
         if alike <= 1 and ERROR not in self.winner.evaluation.metrics:

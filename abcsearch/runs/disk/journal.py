@@ -12,8 +12,10 @@ The order of the lines is the order of events:
     "lost"             {"event", "number", "reason"}: the trial's worker died or hung while evaluating it
     "groups"           {"event", "number", "means"}: fitness on groups of images, of a trial that saw all of them
     "final"            {"event", "number", "evaluation"}: what one of the best trials was found to be on all images
+    "timed"            {"event", "number", "share", "full_ms"}: the forward time of one of the best trials, measured in
+                       turns with the full network's
     "winner"           {"event", "number", "candidate", "evaluation", "among", "alike", "of"}: who has won among the
-                       best ones of so many trials
+                       best ones of so many trials; of those that were measured, "times" as well
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, RunError, plural, quoted
 from abcsearch.files import gone, is_there, redone, same_file
-from abcsearch.runs.disk.decision import Decision
+from abcsearch.runs.disk.decision import Decision, Timed
 from abcsearch.runs.disk.lines import (
     Chain,
     OutOfChainError,
@@ -64,6 +66,7 @@ class Contents:
         lost: reasons why workers were lost, by number of the trial.
         groups: fitness on groups of images, by number of the trial.
         final: what the best trials were found to be on all images, by number.
+        timed: forward times of the best trials, by number.
         decisions: who has won, by number of all trials.
         sound: length in bytes of the undamaged part.
         check: CRC-32 of these bytes, which continues what the first line follows.
@@ -78,6 +81,7 @@ class Contents:
     lost: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     groups: dict[int, tuple[float, ...]] = field(default_factory=dict[int, "tuple[float, ...]"])
     final: dict[int, Evaluation] = field(default_factory=dict[int, "Evaluation"])
+    timed: dict[int, Timed] = field(default_factory=dict[int, "Timed"])
     decisions: dict[int, Decision] = field(default_factory=dict[int, "Decision"])
     sound: int = 0
     check: int = 0
@@ -113,15 +117,26 @@ class Contents:
             self.lost.setdefault(number, []).append(str(event["reason"]))
         elif kind == "groups":
             self.groups[number] = numbers_of(event.get("means"))
-        elif kind == "final":
-            self.final[number] = evaluation_of(event.get("evaluation"))
-        elif kind == "winner":
-            self.decisions[number_of({"number": event.get("of")})] = Decision.of(event)
         elif kind is not None:
-            msg = f"event {kind!r} is unknown to this version"
-            raise ValueError(msg)
+            self._take_final(number, kind, event)
         else:
             self.add(trial_of(event))
+
+    def _take_final(self, number: int, kind: object, event: dict[str, Any]) -> None:
+        """Takes an event of the end of a search.
+
+        Raises:
+            ValueError, AbcSearchError: if it is none.
+        """
+        if kind == "final":
+            self.final[number] = evaluation_of(event.get("evaluation"))
+        elif kind == "timed":
+            self.timed[number] = Timed.of(event)
+        elif kind == "winner":
+            self.decisions[number_of({"number": event.get("of")})] = Decision.of(event)
+        else:
+            msg = f"event {kind!r} is unknown to this version"
+            raise ValueError(msg)
 
     def add(self, trial: Trial) -> None:
         """Takes a finished trial.

@@ -124,7 +124,9 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     except (
         Exception
     ) as error:  # what is raised depends on the damage; pickled code is an error as well
-        reason = first_line(error)
+        # Of a file that is none of torch's, its reader stumbles over a byte: KeyError(101)
+        other = isinstance(error, LookupError)
+        reason = "it is no file of torch.save" if other else first_line(error)
         msg = f"checkpoint {path} cannot be read: {reason}; save a state dict with torch.save or safetensors"
         msg = _more_than_weights(path, str(error)) or msg
         raise CheckpointError(msg) from error
@@ -170,6 +172,23 @@ def _more_than_weights(path: Path, error: str) -> str:
         f"checkpoint {path} holds {what}; reading such things can run code, so it is not done here. If you trust the "
         f"file, make one of its weights, in the folder from which its classes can be imported, and give that: {again}"
     )
+
+
+def load_brought(model: nn.Module, path: str | Path) -> None:
+    """Loads the weights of a checkpoint of the user's into a network in place, as `load_checkpoint`.
+
+    Raises:
+        CheckpointError: also if weights are NaN or infinite: every score of the network would be.
+    """
+    load_checkpoint(model, path)
+    odd = [
+        f"{name} ({int((~tensor.isfinite()).sum())} of {tensor.numel():,})"
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+    if odd:
+        msg = f"checkpoint {path} has weights that are NaN or infinite: {_shortened(odd)}; its training has diverged: "
+        raise CheckpointError(f"{msg}take an earlier checkpoint")
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from abcsearch.results.open_run import open_run
-from abcsearch.runs.disk.decision import Decision, scored
+from abcsearch.runs.disk.decision import Decision, Timed, scored
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import cut_journal, encode_line, lines_of, read_journal
 from abcsearch.trial import Evaluation, Trial
@@ -84,8 +84,9 @@ def test_a_run_that_was_stopped_before_it_was_decided_says_so(finished):
     cut_journal(folder.journal, keep + 2)
     saved = folder.read_json("searcher.json")
     folder.write_json("searcher.json", {**saved, "decided": False, "journal": [0, 0]})
-    assert "the best are still to be scored in full; continue with: abcsearch resume" in words(
-        call("status", run).output
+    assert (
+        "the best are still to be scored in full or measured; continue with: abcsearch resume"
+        in words(call("status", run).output)
     )
     refused = call("report", run).output, call("export", run, "--out", run / "out")
     assert "are still to be scored in full" in words(refused[1].output)
@@ -158,3 +159,26 @@ def test_a_decision_that_is_none_is_damage(tmp_path, wrong):
     path.write_bytes(encode_line({"event": "winner", **good, "of": 1, **wrong}, 0) * 2)
     with pytest.raises(Exception, match="is not an event of a run"):
         read_journal(path)
+
+
+def test_a_decision_keeps_what_was_measured_and_refuses_what_is_no_time():
+    winner = Trial(3, (4, 2), Evaluation(fitness=0.5, metrics={}, macs=1, params=1, seconds=0.0))
+    decision = Decision(
+        winner=winner,
+        among=(3,),
+        alike=(3,),
+        times={3: Timed(share=0.48, full_ms=2.0), 7: Timed(share=0.53, full_ms=2.0)},
+        where="onnxruntime, 1 thread, batches of 1 image",
+        scored=False,
+    )
+    assert Decision.of(json.loads(json.dumps(decision.to_plain()))) == decision
+    assert decision.words == (
+        "the best 2 trials measured in turns with the full network (onnxruntime, 1 thread, batches of 1 image): "
+        "trial 3 takes 0.480 of its time, 0.96 ms of 2 ms; outside of the budget: 7 (0.530)"
+    )
+    wrong = [[], {"share": 0.5}, {"share": -0.5, "full_ms": 1.0}, {"share": "1", "full_ms": 1.0}]
+    for time in wrong:
+        with pytest.raises(ValueError, match="share and full_ms of a measured time are numbers"):
+            Decision.of({**decision.to_plain(), "times": {"3": time}})
+    with pytest.raises(ValueError, match="times are those of trials, by number"):
+        Decision.of({**decision.to_plain(), "times": {"best": {"share": 0.5, "full_ms": 1.0}}})

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import types
 import warnings
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from abcsearch.errors import CheckpointError
-from abcsearch.runs.disk.weights import load_checkpoint, weights_writer
+from abcsearch.runs.disk.weights import load_brought, load_checkpoint, weights_writer
 
 
 def network(seed=0):
@@ -275,3 +276,24 @@ def test_a_damaged_file_is_refused_or_read_but_never_an_accident(tmp_path, name,
         except CheckpointError:
             refused += 1
     assert refused >= 6
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_has_diverged_are_named(tmp_path, wrong):
+    state = network().state_dict()
+    name = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    state[name].view(-1)[:2] = wrong
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError) as caught:
+        load_brought(network(), tmp_path / "w.pth")
+    assert f"NaN or infinite: {name} (2 of {state[name].numel():,})" in str(caught.value)
+    load_checkpoint(network(), tmp_path / "w.pth")  # of a run's own: what a training has made of it
+
+
+@pytest.mark.parametrize("content", [b"hello", b"{}", b"e", bytes(100)])
+def test_what_is_no_file_of_torchs_is_said_in_words(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_brought(network(), tmp_path / "w.pth")
+    reason = re.findall(r"cannot be read: (.*?); save a state dict", str(caught.value))
+    assert len(reason[0]) > 5
