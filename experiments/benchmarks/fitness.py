@@ -9,7 +9,8 @@
 The base network of a config is trained (or loaded), random structures of some share of its MACs are fine-tuned with the
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
 search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned (once) with
-each.
+each. Where the config prepares something (`--set prepare=slimmable --criteria`), the same structures are cut out of what
+is prepared, scored and fine-tuned from there.
 Chosen: the truth of the structure of highest fitness.
 ± is the spread over seeds; of one seed, parentheses have 95 % intervals: the structures drawn anew with replacement.
 Finished structures are kept in --runs; a stopped call goes on, also with more of them. What was found is written to
@@ -35,7 +36,9 @@ from abcsearch import (
     AdaptiveBN,
     AdaptiveBNOptions,
     Budget,
+    Data,
     Sliced,
+    Source,
     finetune,
     rank_channels,
     score,
@@ -47,10 +50,13 @@ from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError, differences, unknown_name
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.files import replace_file
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.rng import numpy_stream, torch_stream
 from abcsearch.runs.config_run import load_run_data
 from abcsearch.runs.disk.weights import load_checkpoint
+from abcsearch.runs.preparing import preparation_of
 from abcsearch.runs.settings import RunConfig, to_plain
+from abcsearch.runs.task import Task
 from experiments.benchmarks.fitness_tables import METRICS, SCREEN, judged_by, report
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import processors, versions
@@ -128,6 +134,8 @@ class Bench:
         )
         self.costs = graph.costs
         source = Sliced(self.model, graph, ranking)
+        if config.prepare is not None:
+            source = prepared_source(replace(config, criterion=part.criterion), source, self.data)
         self.builder = AdaptiveBN(source, self.data, AdaptiveBNOptions(calibration_images=1024))
         # neg_kl as the metric: the others come with it.
         common = {
@@ -139,6 +147,16 @@ class Bench:
             for name in part.scored
         }
         self.full = score(self.model, self.data.test)["top1"]
+
+
+def prepared_source(config: RunConfig, source: Sliced, data: Data) -> Source:
+    """Returns where candidates come from after a config's preparation, with its weights trained now."""
+    space = config.space.of(source.graph, config.criteria)
+    constraint = config.budget.bind(space, source.graph.costs)
+    task = Task(source=source, data=data, space=space, constraint=constraint, settings=config)
+    preparation = preparation_of(config)
+    preparation.check(task)
+    return run_preparation(preparation, task, Trainer(data.train, config.seed)).source
 
 
 _benches: dict[tuple[int, str, int], Bench] = {}  # the last one of this process

@@ -197,6 +197,32 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         fitness.main()
 
 
+def test_the_same_structures_are_measured_after_a_preparation(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    """Cut out of other weights: MACs are the same, what they score is not."""
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *_, **__: SerialExecutor())
+    monkeypatch.setattr(
+        fitness, "SCORED", {fitness_tables.SCREEN: fitness.SCORED[fitness_tables.SCREEN]}
+    )
+    recipe = "prepare.recipe={epochs=1, batch_size=256}"
+    ways = {"plain": [], "slimmable": ["--set", "prepare=slimmable", "--set", recipe]}
+    for name, words in ways.items():
+        fitness._benches.clear()
+        call = ["--config", str(tiny_config), "--runs", str(tmp_path / name), "--seeds", "0"]
+        call += ["--structures", "3", "--turns", "1", "--criteria"]
+        monkeypatch.setattr("sys.argv", ["fitness", *call, *words])
+        fitness.main()
+    plain, slimmable = (
+        fitness.gathered(sorted((tmp_path / name).glob("0-l1-*.json"))) for name in ways
+    )
+    assert plain["macs"] == slimmable["macs"]
+    assert plain["full"] == slimmable["full"]
+    loss = f"{fitness_tables.SCREEN}: neg_loss"
+    assert plain["fitness"][loss][0] != slimmable["fitness"][loss][0]
+    assert "3 structures, fine-tuned" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
