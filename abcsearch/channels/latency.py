@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,7 @@ def timed_from_plain(plain: Mapping[str, Any], graph: ChannelGraph) -> TimedCost
     """Returns the costs that `to_plain` of them described, for the same network.
 
     Raises:
-        ModelError: if the times are of a network with other layers.
+        ModelError: if the times are of a network with other layers, or hold what measuring cannot have found.
     """
     if "shares" not in plain:
         return LayerTimes.from_plain(plain, graph.costs)
@@ -209,16 +210,47 @@ def timed_from_plain(plain: Mapping[str, Any], graph: ChannelGraph) -> TimedCost
         other = ", ".join(sorted(set(shares) ^ set(work.names))[:3])
         msg = f"the measured times are of another network; it differs in {other}"
         raise ModelError(msg)
-    fast = plain["fast"]
+    where = {name: plain[name] for name in where_of(LatencyOptions())}
+    LatencyOptions(**where)  # raises what is wrong with it
     return LatencyModel(
         costs=graph.costs,
         work=work,
-        shares=np.array([float(shares[name]) for name in work.names]),
-        full_ms=float(plain["full_ms"]),
-        where={name: plain[name] for name in where_of(LatencyOptions())},
-        error=float(plain["error"]),
-        fast=None if fast is None else {name: tuple(widths) for name, widths in fast.items()},
+        shares=np.array([_measured(name, shares[name]) for name in work.names]),
+        full_ms=_measured("full_ms", plain["full_ms"], above=True),
+        where=where,
+        error=_measured("error", plain["error"]),
+        fast=_fast(plain["fast"], graph),
     )
+
+
+def _measured(name: str, value: Any, *, above: bool = False) -> float:  # noqa: ANN401 - any JSON value
+    """Returns a number of a file, 0 or more, or above 0; raises ModelError if it is none."""
+    if isinstance(value, int | float) and (value > 0 if above else value >= 0) and value < math.inf:
+        return float(value)
+    least = "above 0" if above else "of 0 or more"
+    msg = f"{name} = {value!r:.80}, and what was measured is a number {least}"
+    raise ModelError(msg)
+
+
+def _fast(fast: Any, graph: ChannelGraph) -> dict[str, tuple[int, ...]] | None:  # noqa: ANN401 - any JSON value
+    """Returns the widths of a file that are fast; raises ModelError if they are none of the groups of a graph."""
+    channels = {group.name: group.channels for group in graph.prunable}
+    if fast is None:
+        return None
+    if not isinstance(fast, dict) or set(fast) - set(channels):
+        msg = f"fast = {fast!r:.80}, and fast widths are those of groups of channels, by name"
+        raise ModelError(msg)
+    for name, widths in fast.items():
+        rising = isinstance(widths, list) and all(type(width) is int for width in widths)
+        if (
+            not rising
+            or not widths
+            or widths != sorted({*widths})
+            or not (1 <= widths[0] <= widths[-1] <= channels[name])
+        ):
+            msg = f"fast widths of {name} are {widths!r:.80}; they are whole numbers of 1 to {channels[name]}, ascending"
+            raise ModelError(msg)
+    return {name: tuple(widths) for name, widths in fast.items()}
 
 
 def measured_structures(

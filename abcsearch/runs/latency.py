@@ -17,6 +17,8 @@ from abcsearch.channels.latency import (
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.timed import TimedCosts
 from abcsearch.errors import BudgetError, ModelError, RunError
+from abcsearch.formats import size_text
+from abcsearch.preparation.needs import free_memory
 from abcsearch.rng import numpy_stream
 from abcsearch.steps import doing
 
@@ -63,12 +65,14 @@ def run_costs(
         msg += "restore it from a copy, or start a new run in another folder"
         raise RunError(msg)
     if kept is None or not (begun or _is_of(kept, settings)):
+        _check_memory(graph, settings)
         doing(f"measuring forward time ({settings.latency.where})")
         levels = settings.space.levels
         costs = LatencyModel.measure(model, graph, data.example, settings.latency, levels=levels)
         return _near_budget(_offering(costs, graph, settings), model, graph, data, settings)
     try:
         costs = timed_from_plain(kept, graph)
+        _check_where(costs, settings)
         return costs if begun else _offering(costs, graph, settings)
     except (ModelError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
         msg = f"{folder.path / _FILE if folder else _FILE} cannot be used: {error}; start a new run in another folder"
@@ -79,6 +83,23 @@ def _is_of(kept: Any, settings: SearchSettings) -> bool:  # noqa: ANN401 - any J
     """Returns whether what a folder without trials holds was measured as the settings say; earlier versions do not."""
     wanted = where_of(settings.latency)
     return isinstance(kept, dict) and {name: kept.get(name) for name in wanted} == wanted
+
+
+def _check_memory(graph: ChannelGraph, settings: SearchSettings) -> None:
+    """Raises ModelError if a batch of the full network takes more main memory than there is."""
+    batch, free = settings.latency.batch, free_memory()
+    wanted = batch * int(graph.costs.peak_activation([graph.costs.channels])[0])
+    if free is not None and wanted > free:
+        msg = f"latency: batch = {batch} takes {size_text(wanted)} of memory for activations of the full network, and "
+        raise ModelError(f"{msg}{size_text(free)} are free; set a smaller batch in [latency]")
+
+
+def _check_where(costs: TimedCosts, settings: SearchSettings) -> None:
+    """Raises ModelError if times that were kept are of another runtime, batch or number of threads than the run's."""
+    wanted = where_of(settings.latency)
+    if isinstance(costs, LatencyModel) and dict(costs.where) != wanted:
+        msg = f"its times are of {LatencyOptions(**costs.where).where}, and this run's of {settings.latency.where}"
+        raise ModelError(msg)
 
 
 def _near_budget(

@@ -11,6 +11,7 @@ import torch
 
 from abcsearch.channels.groups import ChannelGraph
 from abcsearch.channels.source import Source
+from abcsearch.channels.threshold import largest_within
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError, ExampleError, ModelError, RunError
 from abcsearch.evaluation.base import evaluate
@@ -166,14 +167,17 @@ class Task:
         """Returns the task with another source; what is full stays so."""
         return replace(self, source=source.beside(self.base), made=made)
 
-    def uniform(self) -> Candidate:
+    def uniform(self, *, nearest: bool = False) -> Candidate:
         """Returns the largest structure inside the budget whose layers all keep the same ratio, whole, and all blocks.
 
         Widths are floor(ratio * channels), not bound to the choices of the space, so that it comes as close to the
         budget as one ratio can. Where criteria are searched, the first one chooses the channels.
 
+        Args:
+            nearest: whether it is the one that misses the budget least where none meets it, as where blocks have to go.
+
         Raises:
-            RunError: if no ratio meets the budget.
+            RunError: if no ratio meets the budget, and the nearest is not asked for.
         """
         full = np.array(self.space.full)
         widths = np.array([dimension.kind == "width" for dimension in self.space.dimensions])
@@ -182,8 +186,9 @@ class Task:
         # Blocks, ranks and criteria stay as they are in the full network
         kept = np.maximum(1, np.floor(ratios[:, None] * full + 1e-9).astype(np.int64))
         structures = np.where(widths, kept, full)
-        inside = np.flatnonzero(self.constraint.violation(structures) == 0)
-        if not len(inside):
-            msg = "no uniform width meets the budget; widen its band"
+        # From the widest: the first that is inside
+        uniform = largest_within(structures[::-1], self.constraint)
+        if not nearest and self.constraint.violation([uniform])[0]:
+            msg = "no structure whose layers all keep the same ratio, with all blocks, is inside the budget"
             raise RunError(msg)
-        return tuple(structures[inside[-1]].tolist())
+        return uniform

@@ -1,6 +1,7 @@
 """A budget of forward time: measured once, kept, and met, also by those that are measured before one of them wins."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,10 +19,16 @@ from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.latency import run_costs
 from abcsearch.runs.settings import SearchSettings
 from tests import own_runtimes
+from tests.records import rewrite
 
 
 @pytest.fixture
 def task():
+    return made()
+
+
+def made():
+    """A small network, and images."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()]
     layers += [nn.Conv2d(12, 20, 3, padding=1), nn.BatchNorm2d(20), nn.ReLU()]
@@ -31,6 +38,14 @@ def task():
         (images[:200], labels[:200]), (images[200:], labels[200:]), validation=0.25
     )
     return model, data
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run folder with one trial inside a budget of forward time."""
+    folder = tmp_path_factory.mktemp("times") / "run"
+    budgeted(made(), folder, n_trials=1)
+    return folder
 
 
 def own(name, **options):
@@ -288,3 +303,43 @@ def test_a_folder_of_an_earlier_version_is_bound_by_the_times_that_it_holds(task
     folder.journal.write_text("something")
     settings = SearchSettings(budget=Budget(latency_ms=0.6), n_trials=1)
     assert isinstance(run_costs(model, graph, data, settings, folder), LayerTimes)
+
+
+def _of_first_share(value):
+    return lambda record: record["shares"].update({next(iter(record["shares"])): value})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"full_ms": 0.0}, "full_ms = 0.0, and what was measured is a number above 0"),
+        ({"full_ms": float("nan")}, "full_ms = nan, "),
+        ({"full_ms": "3"}, "full_ms = '3', "),
+        ({"error": -1}, "error = -1, and what was measured is a number of 0 or more"),
+        (_of_first_share(-1.0), "pass = -1.0, "),
+        (_of_first_share(float("inf")), "pass = inf, "),
+        ({"threads": "x"}, "latency: threads"),
+        ({"runtime": "onnxruntime"}, "its times are of onnxruntime, .* this run's of tests"),
+        ({"batch": 2}, "its times are of .* batches of 2 images, and this run's of"),
+        ({"fast": [8]}, "fast = .8., and fast widths are those of groups"),
+        ({"fast": {"9": [8]}}, "fast widths are those of groups of channels, by name"),
+        ({"fast": {"0": ["8"]}}, "fast widths of 0 are .'8'.; they are whole numbers of 1 to 12"),
+        ({"fast": {"0": []}}, "fast widths of 0 are "),
+        ({"fast": {"0": [0]}}, "fast widths of 0 are "),
+        ({"fast": {"0": [4, 16]}}, "fast widths of 0 are "),
+        ({"fast": {"0": [8, 4]}}, "fast widths of 0 are "),
+    ],
+)
+def test_times_in_a_folder_that_nothing_has_measured_are_refused(
+    change, words, task, begun, tmp_path
+):
+    shutil.copytree(begun, tmp_path / "run")
+    rewrite(tmp_path / "run" / "latency.json", change)
+    with pytest.raises(RunError, match=f"latency.json cannot be used: .*{words}"):
+        resume(tmp_path / "run", model=task[0], data=task[1], evaluator=worth, n_trials=2)
+
+
+def test_a_batch_that_memory_has_no_room_for_is_refused_before_it_is_made(task, tmp_path):
+    with pytest.raises(ModelError, match=r"batch = 10000000000000 takes .*free; set a smaller"):
+        budgeted(task, tmp_path / "run", batch=10**13)
+    assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ from abcsearch import Sliced
 from abcsearch.baselines.registry import BASELINES, Baseline
 from abcsearch.cli import app
 from abcsearch.config import read_config
-from abcsearch.errors import ConfigError, ModelError
+from abcsearch.errors import ConfigError, ModelError, RunError
 from abcsearch.evaluation.registry import make_evaluator
 from abcsearch.planning.dry_run import rehearse
 from abcsearch.results.finetuning import finetune_run
@@ -340,6 +340,24 @@ def test_the_report_notes_who_is_outside_of_the_budget(made, known, tmp_path, mo
     assert (
         f"whole (macs {full:,}, not at most " in make_report(open_run(tmp_path / "upper")).notes[-1]
     )
+
+
+def test_uniform_widths_outside_of_a_budget_that_needs_blocks_to_go_are_the_nearest_and_noted(
+    made, tmp_path
+):
+    sets = ["n_trials=2", 'baselines=["uniform"]', 'space.levels=["filter", "stage", "block"]']
+    graph = run_config(read_config(made / "tiny.toml", sets), tmp_path / "wide").task.graph
+    least = int(graph.costs.macs([[1] * len(graph.prunable)])[0])
+    config = read_config(made / "tiny.toml", [*sets, f"budget.macs={least - 1}"])
+    result = run_config(config, tmp_path / "run")
+    assert result.task.graph.costs.macs([result.best.candidate])[0] < least
+    with pytest.raises(RunError, match="no structure whose layers all keep the same ratio"):
+        result.task.uniform()
+    assert call("finetune", tmp_path / "run").exit_code == 0
+    report = make_report(open_run(tmp_path / "run"))
+    assert {row.network: row.macs for row in report.rows}["uniform"] == least
+    (note,) = (note for note in report.notes if note.startswith("Outside of the budget"))
+    assert f"uniform (macs {least:,}, not at most {least - 1:,})" in note
 
 
 def test_all_inside_nothing_is_noted(run):
