@@ -15,6 +15,7 @@ import logging
 import math
 import time
 import warnings
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -198,7 +199,8 @@ def _called(name: str, function: Callable[..., Any], *args: Any) -> Any:  # noqa
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # Those of NumPy are Real as well
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _seconds(name: str, value: Any) -> float:  # noqa: ANN401 - whatever was returned

@@ -172,6 +172,7 @@ def with_sizes(model: nn.Module, sizes: Mapping[str, Any], where: str) -> nn.Mod
     before = {name: shape for name, (shape, _) in sizes["shapes"].items()}
     after = {name: shape for name, (_, shape) in sizes["shapes"].items()}
     inside = tuple(f"{path}." for path in sizes["dropped"])
+    _factorise(model, sizes.get("factorised", {}))  # its tensors are those of the factors
     tensors = {
         name: torch.zeros(after.get(name, t.shape), dtype=t.dtype)
         for name, t in _tensors(model).items()

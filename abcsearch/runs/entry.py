@@ -147,8 +147,6 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
     if (budget is None) == (budgets is None):
         msg = f"give a budget or a list of budgets, {'neither' if budget is None else 'both'} was given"
         raise ConfigError(msg)
-    if space is not None and space.hardware and latency is None:
-        raise ConfigError(NO_LATENCY)
     progress = _progress(progress)
     _check_model(model)
     front = None if budgets is None else as_budgets(budgets)
@@ -166,6 +164,8 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         prepare=None if prepare is None else _part("prepare", prepare),
         known=_absolute(known),
     )
+    if settings.space.hardware and latency is None:
+        raise ConfigError(NO_LATENCY)
     brought = Brought(
         searcher=None if isinstance(searcher, str | Mapping) else searcher,
         evaluator=None if isinstance(evaluator, str | Mapping) else evaluator,

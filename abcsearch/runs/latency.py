@@ -72,7 +72,6 @@ def run_costs(
         return _near_budget(_offering(costs, graph, settings), model, graph, data, settings)
     try:
         costs = timed_from_plain(kept, graph)
-        _check_where(costs, settings)
         return costs if begun else _offering(costs, graph, settings)
     except (ModelError, AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
         msg = f"{folder.path / _FILE if folder else _FILE} cannot be used: {error}; start a new run in another folder"
@@ -92,14 +91,6 @@ def _check_memory(graph: ChannelGraph, settings: SearchSettings) -> None:
     if free is not None and wanted > free:
         msg = f"latency: batch = {batch} takes {size_text(wanted)} of memory for activations of the full network, and "
         raise ModelError(f"{msg}{size_text(free)} are free; set a smaller batch in [latency]")
-
-
-def _check_where(costs: TimedCosts, settings: SearchSettings) -> None:
-    """Raises ModelError if times that were kept are of another runtime, batch or number of threads than the run's."""
-    wanted = where_of(settings.latency)
-    if isinstance(costs, LatencyModel) and dict(costs.where) != wanted:
-        msg = f"its times are of {LatencyOptions(**costs.where).where}, and this run's of {settings.latency.where}"
-        raise ModelError(msg)
 
 
 def _near_budget(

@@ -117,6 +117,14 @@ def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:
     return changed
 
 
+_OF_PYTHON = {
+    "budget": (Budget, "a Budget, e.g. Budget(macs=0.5)"),
+    "space": (SpaceOptions, 'a SpaceOptions, e.g. SpaceOptions(levels=("filter",))'),
+    "latency": (LatencyOptions, 'a LatencyOptions, e.g. LatencyOptions(runtime="onnxruntime")'),
+    "execution": (ExecutionOptions, "an ExecutionOptions, e.g. ExecutionOptions(workers=4)"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """What decides the trials of a search.
@@ -162,9 +170,10 @@ class SearchSettings:
     def __post_init__(self) -> None:
         """Checks the numbers, and makes known a tuple of names."""
         object.__setattr__(self, "known", names_of_runs(self.known))
-        if not isinstance(self.budget, Budget):  # pyright: ignore[reportUnnecessaryIsInstance]
-            msg = f"budget is a Budget, e.g. Budget(macs=0.5), found {self.budget!r}"
-            raise ConfigError(msg)
+        for name, (kind, wanted) in _OF_PYTHON.items():
+            if not isinstance(getattr(self, name), kind):
+                msg = f"{name} is {wanted}, found {getattr(self, name)!r:.200}"
+                raise ConfigError(msg)
         for name in ("n_trials", "max_failures", "seed"):
             check_value(SearchSettings, name, getattr(self, name))
         listed: Any = [self.criterion] if isinstance(self.criterion, str) else self.criterion

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -168,11 +168,18 @@ def _check_paths(
             msg = f"ranks are given for {path}, which cannot be split: {left[path]}"
             raise ModelError(msg)
         if path not in layers:
-            known = unknown_name("layer of ranks:", path, layers)
-            kind = type(modules[path]).__name__ if path in modules else ""
-            raise ModelError(
-                f"{path} is a {kind}, no convolution or linear layer" if kind else known
-            )
+            raise ModelError(_no_layer(path, modules.get(path), layers))
+
+
+def _no_layer(path: str, module: nn.Module | None, layers: Iterable[str]) -> str:
+    """Returns why ranks cannot be given for what is at a path, which is no layer that can be split."""
+    if module is None:
+        return unknown_name("layer of ranks:", path, layers)
+    if isinstance(module, Factorised):
+        return f"ranks are given for {path}, which is a product of smaller layers already: leave it out of ranks"
+    if isinstance(module, nn.Identity):
+        return f"ranks are given for {path}, which is an Identity: if that was dropped, leave it out of ranks"
+    return f"{path} is a {type(module).__name__}, no convolution or linear layer"
 
 
 def splittable(network: nn.Module, example: Example) -> tuple[dict[str, Layer], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -142,6 +143,13 @@ def test_a_function_of_the_users_own_says_how_long_a_pass_takes(network):
     assert (module, tuple(batch.shape), threads) == (network, (2, 3, 6, 6), 2)
     smooth = prepared_pass(network, torch.zeros(2, 3, 6, 6), own("smooth"))
     assert smooth() == pytest.approx(1e-4 + 2e-9 * (24 * 9 * 36 + 32))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_seconds_may_be_a_number_of_numpys(kind, network, monkeypatch):
+    monkeypatch.setattr(own_runtimes, "numpys", lambda *_: kind(2), raising=False)
+    run = prepared_pass(network, torch.zeros(1, 1, 8, 8), own("numpys"))
+    assert (run(), type(run())) == (2.0, float)
 
 
 def test_a_function_that_it_returns_is_timed(clock):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from abcsearch import cli
+from abcsearch import cli, low_rank
 from abcsearch.data.registry import load_data
 from abcsearch.exporting import export, load, open_export
 from abcsearch.files import unsealed
@@ -18,6 +18,7 @@ from abcsearch.results import evaluating, open_run
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.resuming import resume
 from abcsearch.training.scoring import score
+from abcsearch.transforms.factors import Factorised
 from tests.records import aged, rewrite
 
 
@@ -223,6 +224,33 @@ searcher = {name = "random"}
 evaluator = {name = "adaptive_bn", calibration_images = 64, batch_size = 64}
 finetune = {epochs = 1, batch_size = 256, lr = 0.02}
 """
+
+
+def test_an_export_whose_layers_are_products_is_pruned_again(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = unsealed((exported / "run" / "export" / "plan.json").read_text())[0]
+    data = load_data("digits", seed=0)
+    made = low_rank(load(exported / "run" / "export"), data.example, ranks=0.5)
+    assert made.factors
+    options = plan["constructor"]["options"]
+    export(
+        made.model,
+        "pruned",
+        example_input=data.example,
+        constructor="small_resnet",
+        options=options,
+    )
+    (tmp_path / "again.toml").write_text(AGAIN)
+    done = call("search", "again.toml", "--run-dir", "again")
+    assert done.exit_code == 0, done.output
+    run = resume("again")
+    assert torch.equal(run.task.source.model(data.example), made.model(data.example))
+    done = call("export", "again", "--out", "twice")
+    assert done.exit_code == 0, done.output
+    twice = load("twice")
+    assert torch.allclose(twice(data.example), run.model()(data.example), atol=1e-5)
+    kinds = {path for path, module in twice.named_modules() if isinstance(module, Factorised)}
+    assert kinds >= {factors.path for factors in made.factors}
 
 
 def test_an_export_is_pruned_again_from_the_command_line(exported, tmp_path, monkeypatch):

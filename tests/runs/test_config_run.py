@@ -237,10 +237,13 @@ def test_labels_without_an_output_are_refused_at_the_start(tiny_config, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_budget_of_python_is_checked(tiny_config):
+def test_records_of_python_are_checked(tiny_config):
     config = read_config(tiny_config)
     for changes, words in (
         ({"budget": 0.5}, "budget is a Budget"),
+        ({"space": {"ranks": True}}, r"space is a SpaceOptions, e.g. .*, found {'ranks': True}"),
+        ({"latency": {"runtime": "torch"}}, r"latency is a LatencyOptions, e.g. LatencyOptions\("),
+        ({"execution": 4}, r"execution is an ExecutionOptions, .* found 4"),
         ({"n_trials": 2.5}, "n_trials is a whole number"),
     ):
         with pytest.raises(ConfigError, match=words):

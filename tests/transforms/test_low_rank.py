@@ -233,6 +233,15 @@ def test_what_is_refused(options, words):
     assert words in str(caught.value)
 
 
+def test_ranks_of_what_a_search_has_split_or_dropped_are_refused_with_what_to_do():
+    made = low_rank(net(), X, ranks="full").model
+    with pytest.raises(ModelError, match="is a product of smaller layers already: leave it out"):
+        low_rank(made, X, ranks={"0": 2})
+    made[1] = nn.Identity()
+    with pytest.raises(ModelError, match="is an Identity: if that was dropped, leave it out"):
+        low_rank(made, X, ranks={"1": 2})
+
+
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
