@@ -18,6 +18,8 @@ from abcsearch.errors import BudgetError
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.latency import LatencyModel
     from abcsearch.channels.options import SpaceOptions
@@ -43,7 +45,9 @@ def fast_widths(
         divisor: graph.space(options.alpha, options.step, options.levels, divisor, options.lowest)
         for divisor in divisors
     }
-    times = {divisor: mean_time(model, space) for divisor, space in spaces.items()}
+    # Of structures with fewer MACs another share of the time is what a pass takes in any case
+    macs = [macs for macs in _MACS if _reach(model, spaces[divisors[0]]) >= macs]
+    times = {divisor: mean_time(model, space, macs) for divisor, space in spaces.items()}
     limit = _ALIKE * min(times.values())
     # Nothing can be compared where no space has structures of such MACs
     best = next((d for d in divisors if times[d] <= limit < math.inf), options.divisor)
@@ -51,10 +55,22 @@ def fast_widths(
     return {dimension.name: dimension.choices for dimension in widths}
 
 
-def mean_time(model: LatencyModel, space: SearchSpace) -> float:
-    """Returns the expected time of random structures of a space at some MACs, in ms; infinity if it has none."""
+def _reach(model: LatencyModel, space: SearchSpace) -> float:
+    """Returns the MACs of the largest structure of a space, as a share of the full network's."""
+    macs = model.costs.macs([space.at(space.last_indices), space.full])
+    return float(macs[0] / macs[1])
+
+
+def mean_time(model: LatencyModel, space: SearchSpace, shares: Sequence[float] = _MACS) -> float:
+    """Returns the expected time of random structures of a space at some MACs, in ms; infinity if it has none.
+
+    Args:
+        model: of forward time.
+        space: whose structures are compared.
+        shares: of the full network's MACs.
+    """
     times: list[float] = []
-    for macs in _MACS:
+    for macs in shares:
         draws = numpy_stream(0, "structures that are compared")
         try:
             constraint = Budget(macs=macs).bind(space, model.costs)
@@ -62,7 +78,7 @@ def mean_time(model: LatencyModel, space: SearchSpace) -> float:
             return math.inf
         rows = [constraint.repair(space.sample(draws), draws) for _ in range(_COUNT)]
         rows = [constraint.fill(row, draws, power=1000) for row in rows]
-        shares = model.costs.macs(rows) / model.costs.macs([space.full])
+        reached = model.costs.macs(rows) / model.costs.macs([space.full])
         # What little of the MACs is left over differs
-        times.append(float(np.mean(model.latency_ms(rows) * macs / shares)))
-    return float(np.mean(times))
+        times.append(float(np.mean(model.latency_ms(rows) * macs / reached)))
+    return float(np.mean(times)) if times else math.inf

@@ -268,6 +268,18 @@ def test_a_machine_with_steps_offers_its_fast_widths_and_a_continued_run_the_sam
         resume(tmp_path / "run", model=model, data=data, evaluator=worth, n_trials=5)
 
 
+def test_widths_are_not_called_fast_for_the_macs_that_a_space_does_not_reach(task, tmp_path):
+    """Time that grows with MACs alone, over what a pass takes in any case: no multiple is faster."""
+    run = {"budget": Budget(macs=0.7), "n_trials": 1, "searcher": "random", "evaluator": worth}
+    for alpha in (0.2, 0.3):
+        space = SpaceOptions(hardware=True, alpha=alpha)
+        folder = tmp_path / str(alpha)
+        search(*task, latency=own("smooth"), space=space, run_dir=folder, **run)
+        kept = unsealed((folder / "latency.json").read_text())[0]
+        plain = SpaceOptions(alpha=alpha).of(SpaceOptions().traced(task[0], task[1].example))
+        assert list(kept["fast"].values()) == [list(d.choices) for d in plain.dimensions]
+
+
 def test_times_that_were_measured_elsewhere_are_measured_anew_while_there_are_no_trials(
     task, tmp_path
 ):
