@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _EVERY = 4  # networks are timed between two passes of the full network
 # A turn is the shortest of so many passes, or as many as take so many seconds
 _PASSES, _SHORT = 5, 0.02
+_ALONE = 1.1  # processor time of all threads over that of one, at most, if that one computes alone
 # Networks that take turns: as torch keeps the code that it makes for 1024 layers, more would have to be made anew.
 # All get their turns in so many rounds: in a bad half minute the shares of a dozen were off by 8 % in one direction.
 _TOGETHER, _ROUNDS = 12, 4
@@ -197,12 +199,31 @@ def _shortest(run: Pass) -> float:
 
 
 def _timed(model: nn.Module, example_input: Inputs) -> float:
-    """Returns the wall-clock seconds of one forward pass, the device idle before and after."""
-    cuda = example_input.device.type == "cuda"
+    """Returns the seconds of one forward pass, the device idle before and after.
+
+    A pass in one thread of the CPU takes as long as that computes: what it waits for other processes does not count.
+    Where other threads compute as well (torch's, or a runtime's), where it waits for anything else, and on a GPU, the
+    clock on the wall counts.
+    """
+    device = example_input.device
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.synchronize(example_input.device)
-    start = time.perf_counter()
+        torch.cuda.synchronize(device)
+    before = _reading()
     run_on(model, example_input)
     if cuda:
-        torch.cuda.synchronize(example_input.device)
-    return time.perf_counter() - start
+        torch.cuda.synchronize(device)
+    after = _reading()
+    wall, process, thread, waits = (now - then for now, then in zip(after, before, strict=True))
+    alone = device.type == "cpu" and waits == 0 and process <= _ALONE * thread
+    return thread if alone else wall
+
+
+def _reading() -> tuple[float, float, float, float]:
+    """Returns seconds on the wall, of this process and of this thread, and how often this thread has waited so far.
+
+    That it waits for a processor is not among these. Where the system does not say it, it is no number.
+    """
+    usage = getattr(resource, "RUSAGE_THREAD", None)  # of Linux
+    waits = math.nan if usage is None else resource.getrusage(usage).ru_nvcsw
+    return time.perf_counter(), time.process_time(), time.thread_time(), waits
