@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,6 +20,11 @@ from abcsearch.channels.runtimes import prepared_pass
 from abcsearch.errors import ModelError
 from abcsearch.example import repeated, run_on
 from abcsearch.rng import numpy_stream
+
+try:
+    from resource import RUSAGE_THREAD, getrusage
+except ImportError:  # Linux alone has both
+    RUSAGE_THREAD = getrusage = None
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -224,6 +228,5 @@ def _reading() -> tuple[float, float, float, float]:
 
     That it waits for a processor is not among these. Where the system does not say it, it is no number.
     """
-    usage = getattr(resource, "RUSAGE_THREAD", None)  # of Linux
-    waits = math.nan if usage is None else resource.getrusage(usage).ru_nvcsw
+    waits = math.nan if getrusage is None else getrusage(RUSAGE_THREAD).ru_nvcsw
     return time.perf_counter(), time.process_time(), time.thread_time(), waits
