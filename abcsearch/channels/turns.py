@@ -24,7 +24,16 @@ from abcsearch.rng import numpy_stream
 try:
     from resource import RUSAGE_THREAD, getrusage
 except ImportError:  # Linux alone has both
-    RUSAGE_THREAD = getrusage = None
+
+    def _waits() -> float:
+        """Returns no number: nothing says how often this thread has waited."""
+        return math.nan
+else:
+
+    def _waits() -> float:
+        """Returns how often this thread has waited for anything but a processor."""
+        return getrusage(RUSAGE_THREAD).ru_nvcsw
+
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -224,9 +233,5 @@ def _timed(model: nn.Module, example_input: Inputs) -> float:
 
 
 def _reading() -> tuple[float, float, float, float]:
-    """Returns seconds on the wall, of this process and of this thread, and how often this thread has waited so far.
-
-    That it waits for a processor is not among these. Where the system does not say it, it is no number.
-    """
-    waits = math.nan if getrusage is None else getrusage(RUSAGE_THREAD).ru_nvcsw
-    return time.perf_counter(), time.process_time(), time.thread_time(), waits
+    """Returns seconds on the wall, of this process and of this thread, and how often this thread has waited."""
+    return time.perf_counter(), time.process_time(), time.thread_time(), _waits()
