@@ -412,7 +412,7 @@ def _verdict(command, status, text, case, run, target, undisturbed):
 
 
 _ADVICE = re.compile(
-    r"delete|remove|restore|write it again|abcsearch (resume|finetune|export|search)"
+    r"delete|remove|restore|write it again|did you mean|abcsearch (resume|finetune|export|search)"
 )
 
 

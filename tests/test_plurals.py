@@ -17,6 +17,7 @@ ALWAYS = {
     "rounds rounds",
     "self.workers workers",  # also what a GPU each is too much for, and what shares a batch
     "wanted workers",
+    "workers workers",  # of one, every batch is a multiple
     "os.cpu_count() CPUs",
     "wanted prunable groups",
     "most trials",
@@ -29,7 +30,7 @@ ALWAYS = {
     "duration_text(timeline.busy) of evaluations",
     "clock_text(search.seconds) of evaluations",
     "100 * value points",
-    "100 * own.change points",
+    "100 * change points",
     "100 * (first.mean() - second.mean()) points",
     "moved[0] moves images",  # a setting does
     "conv_groups conv groups",  # of which there are more than one

@@ -21,6 +21,20 @@ from abcsearch.errors import ModelError
 from abcsearch.example import repeated, run_on
 from abcsearch.rng import numpy_stream
 
+try:
+    from resource import RUSAGE_THREAD, getrusage
+except ImportError:  # Linux alone has both
+
+    def _waits() -> float:
+        """Returns no number: nothing says how often this thread has waited."""
+        return math.nan
+else:
+
+    def _waits() -> float:
+        """Returns how often this thread has waited for anything but a processor."""
+        return getrusage(RUSAGE_THREAD).ru_nvcsw
+
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -34,6 +48,7 @@ if TYPE_CHECKING:
 _EVERY = 4  # networks are timed between two passes of the full network
 # A turn is the shortest of so many passes, or as many as take so many seconds
 _PASSES, _SHORT = 5, 0.02
+_ALONE = 1.1  # processor time of all threads over that of one, at most, if that one computes alone
 # Networks that take turns: as torch keeps the code that it makes for 1024 layers, more would have to be made anew.
 # All get their turns in so many rounds: in a bad half minute the shares of a dozen were off by 8 % in one direction.
 _TOGETHER, _ROUNDS = 12, 4
@@ -197,12 +212,26 @@ def _shortest(run: Pass) -> float:
 
 
 def _timed(model: nn.Module, example_input: Inputs) -> float:
-    """Returns the wall-clock seconds of one forward pass, the device idle before and after."""
-    cuda = example_input.device.type == "cuda"
+    """Returns the seconds of one forward pass, the device idle before and after.
+
+    A pass in one thread of the CPU takes as long as that computes: what it waits for other processes does not count.
+    Where other threads compute as well (torch's, or a runtime's), where it waits for anything else, and on a GPU, the
+    clock on the wall counts.
+    """
+    device = example_input.device
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.synchronize(example_input.device)
-    start = time.perf_counter()
+        torch.cuda.synchronize(device)
+    before = _reading()
     run_on(model, example_input)
     if cuda:
-        torch.cuda.synchronize(example_input.device)
-    return time.perf_counter() - start
+        torch.cuda.synchronize(device)
+    after = _reading()
+    wall, process, thread, waits = (now - then for now, then in zip(after, before, strict=True))
+    alone = device.type == "cpu" and waits == 0 and process <= _ALONE * thread
+    return thread if alone else wall
+
+
+def _reading() -> tuple[float, float, float, float]:
+    """Returns seconds on the wall, of this process and of this thread, and how often this thread has waited."""
+    return time.perf_counter(), time.process_time(), time.thread_time(), _waits()

@@ -1,6 +1,7 @@
 """Latency: median forward times, and everything as it was afterwards."""
 
 import statistics
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ class Taking(nn.Module):
 def clock(monkeypatch):
     """A clock that goes forward as it is told, whatever the machine does meanwhile."""
     told = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(turns, "_reading", lambda: (told.seconds, told.seconds, told.seconds, 0))
     monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: told.seconds))
     return told
 
@@ -66,6 +68,35 @@ def test_models_take_turns_and_medians_are_in_milliseconds(monkeypatch):
 def test_a_pass_takes_what_the_clock_says(clock):
     found = measure_latency([Taking(clock, 0.001), Taking(clock, 0.25)], torch.zeros(1), repeats=5)
     assert found == pytest.approx([1.0, 250.0])
+
+
+@pytest.mark.parametrize(
+    ("passed", "counts"),  # on the wall, of the process, of the thread; how often it waited
+    [
+        ((5.0, 1.0, 1.0, 0), 1.0),  # others had the processor meanwhile
+        ((1.0, 1.0, 1.0, 0), 1.0),
+        ((0.6, 1.0, 0.5, 0), 0.6),  # two threads computed
+        ((5.0, 2.0, 1.0, 0), 5.0),
+        ((5.0, 1.0, 1.0, 1), 5.0),  # it waited for something else
+        ((5.0, 1.0, 1.0, float("nan")), 5.0),  # the system does not say whether
+    ],
+)
+def test_waiting_for_a_processor_does_not_count_where_one_thread_computes(
+    monkeypatch, passed, counts
+):
+    readings = iter([(0.0, 0.0, 0.0, 0), passed])
+    monkeypatch.setattr(turns, "_reading", lambda: next(readings))
+    (found,) = measure_latency([nn.Identity()], torch.zeros(1), repeats=1, warmup=0)
+    assert found == pytest.approx(1000 * counts)
+
+
+def test_a_pass_that_waits_takes_as_long_as_on_the_wall():
+    class Waiting(nn.Module):
+        def forward(self, x):
+            time.sleep(0.02)
+            return x
+
+    assert measure_latency([Waiting()], torch.zeros(1), repeats=1, warmup=0)[0] >= 20
 
 
 def test_a_real_pass_takes_time():

@@ -269,7 +269,7 @@ def test_epochs_of_a_split_move_boxes_and_mixing_is_refused():
     for setting, said in (
         ({"mixup": 0.2}, "mixup and cutmix mix labels of a classification"),
         ({"randaugment": 3}, "not labels of pixels or boxes"),
-        ({"distillation": 0.5}, "distillation learns the classes"),
+        ({"distillation": 0.5}, "'detection' has no divergence"),
         ({"label_smoothing": 0.1}, "the loss is the network's own, found 0.1; set it to 0"),
     ):
         with pytest.raises(Exception, match=said):

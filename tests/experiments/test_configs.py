@@ -51,7 +51,9 @@ PUBLISHED = {
     "network_adjustment/cifar100_resnet20.toml": (90.92, 40.56, 12),
 }
 NETWORKS = ("resnet20", "resnet56", "resnet110", "vgg16_cifar", "googlenet_cifar")
-TASKS = {"detection/config.toml", "segmentation/config.toml", "superresolution/config.toml"}
+TASKS = {
+    f"{name}/config.toml" for name in ("detection", "multilabel", "segmentation", "superresolution")
+}
 # One of every kind; the others are the same with more layers, or other budgets: `make test-zoo` has them.
 QUICK = {
     "segmentation/config.toml",

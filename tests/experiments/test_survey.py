@@ -169,7 +169,7 @@ def test_every_method_that_is_registered_is_a_run_of_as_many_epochs(network, mon
         for method in METHODS
         if not method.lacking
     }
-    assert total == {12 if network == "digits" else 8}
+    assert total == {12 if network == "digits" else 4}
     assert len({method.name for method in METHODS}) == len(METHODS)
     assert {method.kind for method in METHODS} == {*KINDS[:5]}
     assert all(not method.lacking for method in METHODS if method.kind in KINDS[:3])
