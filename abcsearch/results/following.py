@@ -60,7 +60,10 @@ def _chain_due(path: Path, name: str) -> bool:
     scores = read_tuned(folder, name).scores
     if not transforms or scores is None:
         return False
-    wanted = [(transform["name"], transform["options"]) for transform in transforms]
+    try:
+        wanted = [(transform["name"], transform["options"]) for transform in transforms]
+    except (TypeError, KeyError):  # who opens the run says what is wrong with its settings
+        return False
     return (
         chain_for(path / CHAIN_FOLDER, wanted, scores.get("weights", {}).get(f"{name}.safetensors"))
         is None
