@@ -15,6 +15,7 @@ from abcsearch.files import replace_file
 from abcsearch.formats import first_line
 from abcsearch.results.forward import BATCHES
 from abcsearch.results.intervals import difference, difference_text, ends_of, method_of
+from abcsearch.runs.disk.environment import versions_text
 from abcsearch.training.named import metric_text
 
 if TYPE_CHECKING:
@@ -315,9 +316,7 @@ def _origin(
     """Returns data, search and versions."""
     config, data, header = run.config, run.result.task.data, run.folder.header()
     options = ", ".join(f"{key} {value}" for key, value in info["data"].items() if key != "name")
-    versions = ", ".join(
-        f"{name} {version}" for name, version in header["environment"].get("versions", {}).items()
-    )
+    versions = versions_text(header)
     counts = f"{len(data.train):,} training, {len(data.validation):,} search-validation, "
     counts += plural(len(data.test), "test image")
     bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())

@@ -10,6 +10,7 @@ from abcsearch.errors import plural, quoted
 from abcsearch.results.finetuned_files import FOLDER, kept
 from abcsearch.results.forward import BATCHES
 from abcsearch.runs.disk.decision import scored
+from abcsearch.runs.disk.environment import versions_text
 from abcsearch.runs.disk.setup import read_setup
 from abcsearch.runs.latency import timed_words
 from abcsearch.runs.recipes import finetune_command
@@ -37,9 +38,7 @@ def notes_of(
     header, config = run.folder.header(), run.config
     threads = int(config.evaluator.options.get("threads", 1))
     outside, setup = _outside(run), read_setup(run.folder)
-    versions = ", ".join(
-        f"{name} {version}" for name, version in header["environment"].get("versions", {}).items()
-    )
+    versions = versions_text(header)
     failed = sum(trial.evaluation.failure is not None for trial in run.result.trials)
     data = run.result.task.data
     platform = header["environment"].get("platform", "an unknown platform")

@@ -1,4 +1,4 @@
-"""The command that goes on with a run, whatever its settings hold."""
+"""What comes next, and what is exported, whatever the record of a run holds."""
 
 import json
 import shutil
@@ -20,3 +20,12 @@ def test_status_goes_on_where_transforms_are_no_list_of_tables(tmp_path, value):
     header.pop(CHECKSUM, None)
     header["settings"].setdefault("transform", [])
     assert not headers.failures(run, header, [(("settings", "transform"), value)], ["status"])
+
+
+@pytest.mark.parametrize("value", [None, True, "x", ["x"], {"x": 1}])
+def test_a_run_whose_versions_are_no_table_is_exported(tmp_path, value):
+    run = tmp_path / "run"
+    shutil.copytree(GOLDEN, run)
+    header = json.loads((run / "run.json").read_text())
+    header.pop(CHECKSUM, None)
+    assert not headers.failures(run, header, [(("environment", "versions"), value)], ["export"])

@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def environment() -> dict[str, Any]:
@@ -55,3 +58,10 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def versions_text(header: Mapping[str, Any]) -> str:
+    """Returns the versions that a run was made with, in words; none where its header holds something else."""
+    known = header["environment"].get("versions")
+    pairs: dict[str, Any] = known if isinstance(known, dict) else {}
+    return ", ".join(f"{name} {version}" for name, version in pairs.items())
