@@ -1,253 +1,210 @@
-"""Searches beside ModelOpt's FastNAS: the same network, widths, images, number of evaluations and fine-tuning.
+"""Our search beside its peers, Torch-Pruning and ModelOpt's FastNAS: one network, one calibration, one fine-tuning.
 
     python -m experiments.benchmarks.peers --name NETWORK --config CONFIG [--set key=value ...]
-        [--methods fastnas response_surface ...] [--macs 0.5 0.3 0.2] [--seeds 0 1 2] [--images 8000] [--scored 2000]
-        [--runs runs/bench-peers] [--results experiments/benchmarks/peers.json]
-    python -m experiments.benchmarks.peers --redraw   # the table again, from the file of results
+        [--methods fastnas torch_pruning-global-l2 ...] [--macs 0.5 0.3 0.2] [--seeds 0 1 2] [--images 8000]
+        [--scored 2000] [--runs runs/bench-peers] [--results experiments/benchmarks/peers.json] [--anew]
+    python -m experiments.benchmarks.peers --redraw   # the tables again, from the file of results
 
-Each method gets `--evaluations` evaluations for a budget, those of a map among them. FastNAS needs its map once for
-all budgets, so it has them all in each of its rows. Other methods are searchers of ours; with `+repair` what reads
-channels is solved anew for those that stay, in the fitness and in the winner. "before" is accuracy on test images
-after batch-norm statistics are estimated anew, "after" that after the config's recipe for one epoch of `--images`
-training images, without a warm-up. The seed draws the images that fitness sees and everything random in a searcher.
-What is in the file of results is not measured again: a stopped call goes on.
+Methods are `fastnas` (with the widths of our space), `fastnas-default` (multiples of 32 channels, its own default),
+`torch_pruning-SCOPE-CRITERION` (uniform or global; l1, l2 or group) and searchers of ours, with `+repair` or without.
+Each search gets `--evaluations` evaluations for a budget, those of a map among them; FastNAS keeps its map for all
+budgets, Torch-Pruning evaluates nothing. "before" is accuracy on test images after batch-norm statistics are estimated
+anew, "after" that after the config's recipe for one epoch of `--images` training images, without a warm-up. The seed
+draws the images that fitness sees, and everything random in search and training. What is in the file of results is not
+measured again: a stopped call goes on. A peer that is not installed, or fails, is named with the reason.
 
-FastNAS: pip install nvidia-modelopt torchprofile==0.0.4 omegaconf pulp huggingface_hub regex
+    pip install torch-pruning nvidia-modelopt torchprofile==0.0.4 omegaconf pulp huggingface_hub regex
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import json
+import statistics
 import sys
-import time
-from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from scipy.stats import t as student
 
-from abcsearch import (
-    AdaptiveBN,
-    AdaptiveBNOptions,
-    Budget,
-    Data,
-    Sliced,
-    finetune,
-    make_searcher,
-    rank_channels,
-    score,
-    search,
-    trace_channels,
-)
 from abcsearch.config import read_config
-from abcsearch.errors import AbcSearchError
+from abcsearch.errors import AbcSearchError, ConfigError
 from abcsearch.files import replace_file
-from abcsearch.rng import torch_stream
-from experiments.benchmarks.criteria import Bench, Loaded, loaded
+from experiments.benchmarks.criteria import Bench
+from experiments.benchmarks.peer_methods import DEFAULT, KEY, measured
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, processors, versions
+from experiments.tables import cell, into_page, processors, versions
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Iterator, Sequence
+
+    from experiments.benchmarks.peer_methods import Row
 
 HERE = Path(__file__).parent
-KEY = ("name", "method", "evaluations", "macs", "seed")  # what a row is of
-# Images that fitness is measured on, and that statistics are estimated on
-VALIDATION, CALIBRATION = (1000, 512)
-Row = dict[str, Any]
+PAGE = HERE / "README.md"
+METHODS = (
+    DEFAULT,
+    "response_surface",
+    "fastnas",
+    "fastnas-default",
+    *(
+        f"torch_pruning-{scope}-{criterion}"
+        for scope in ("uniform", "global")
+        for criterion in ("l1", "l2", "group")
+    ),
+)
+PACKAGES = {"fastnas": "nvidia-modelopt", "torch_pruning": "torch-pruning"}
 
 
-def fastnas(bench: Bench, row: Row) -> Row:
-    """Returns the row of ModelOpt's FastNAS, with the widths of our space."""
-    import modelopt.torch.prune as mtp  # pyright: ignore[reportMissingImports]
-
-    torch.set_num_threads(1)
-    it = loaded(bench)
-    data = replace(it.data, seed=row["seed"])
-    validation = _drawn(data, "validation", VALIDATION)
-    calibration = _drawn(data, "train", CALIBRATION)
-    scores = [0]
-
-    def top1(network: nn.Module) -> float:
-        scores[0] += 1
-        with torch.inference_mode():
-            outputs = torch.cat([network(images) for images in validation.images.split(250)])
-        return float((outputs.argmax(1) == validation.labels).float().mean())
-
-    bench.runs.mkdir(parents=True, exist_ok=True)
-    ratios = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
-    features = {"*": {"features_ratio": ratios, "feature_divisor": 1}}
-    rules = {
-        "nn.Conv2d": {"*": {"channels_ratio": ratios, "kernel_size": (), "channel_divisor": 1}},
-        "nn.Linear": features,
-        "nn.BatchNorm2d": features,
-    }
-    start = time.process_time()
-    network, _ = mtp.prune(
-        copy.deepcopy(it.model),
-        mode=[("fastnas", rules)],
-        constraints={"flops": f"{100 * row['macs']}%"},
-        dummy_input=it.data.example,
-        config={
-            "data_loader": list(calibration.images.split(128)),
-            "collect_func": lambda images: images,
-            "score_func": top1,
-            "checkpoint": str(bench.runs / f"{row['name']}-fastnas-{row['seed']}.pt"),
-            "verbose": False,
-        },
-    )
-    return {
-        **row,
-        "scored": scores[0],
-        "seconds": time.process_time() - start,
-        **_worth(bench, it, network),
-    }
-
-
-def ours(bench: Bench, row: Row) -> Row:
-    """Returns the row of a searcher of ours."""
-    torch.set_num_threads(1)
-    it = loaded(bench)
-    searcher, _, repaired = row["method"].partition("+")
-    options = bench.config.space
-    space = it.graph.space(
-        options.alpha, options.step, options.levels, options.divisor, options.lowest
-    )
-    probes = len(make_searcher(searcher, space).probes())
-    start = time.process_time()
-    result = search(
-        it.model,
-        replace(it.data, seed=row["seed"]),
-        budget=Budget(macs=row["macs"]),
-        n_trials=row["evaluations"] - probes,
-        searcher=searcher,
-        evaluator={
-            "name": "adaptive_bn",
-            "repair": "one_shot" if repaired else "none",
-            "finalists": 0,
-            "validation_images": VALIDATION,
-            "calibration_images": CALIBRATION,
-        },
-        criterion="reader_l2",
-        space=bench.config.space,
-        seed=row["seed"],
-        run_dir=bench.runs / "-".join(str(row[key]) for key in KEY),
-    )
-    seconds = time.process_time() - start
-    return {
-        **row,
-        "scored": probes + len(result.trials),
-        "seconds": seconds,
-        **_worth(bench, it, result.model()),
-    }
-
-
-def _drawn(data: Data, split: str, count: int) -> Any:  # noqa: ANN401 - a Split
-    """Returns the images of a split that our evaluators draw by the data's seed."""
-    images = getattr(data, split)
-    stream = {"validation": "validation images", "train": "calibration"}[split]
-    order = torch.randperm(len(images), generator=torch_stream(data.seed, stream))
-    return images.part(order[:count].sort().values).loaded()
-
-
-def _worth(bench: Bench, it: Loaded, network: nn.Module) -> Row:
-    """Returns accuracy before and after training, and cost, of a winner of either, its statistics estimated alike."""
-    graph = trace_channels(network, it.data.example)
-    space = graph.space(1.0)
-    source = Sliced(network, graph, rank_channels(network, graph, "l1"))
-    network = AdaptiveBN(source, it.data, AdaptiveBNOptions(repair="none")).build(space.full)
-    recipe = replace(bench.config.finetune, epochs=1, warmup_epochs=0.0)
-    return {
-        "cost": int(graph.costs.macs([space.full])[0]),
-        "of": int(it.graph.costs.macs([it.graph.space(1.0).full])[0]),
-        "full": it.full,
-        "before": score(network, it.data.test)["top1"],
-        "after": finetune(network, it.few, recipe, seed=0).after["top1"],
-    }
-
-
-def table(rows: list[Row]) -> str:
-    """Returns the tables in Markdown: of every network, methods by budgets."""
+def tables(rows: Sequence[Row]) -> str:
+    """Returns the tables in Markdown, one for each network and budget."""
     lines: list[str] = []
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
-        budgets = sorted({row["macs"] for row in mine}, reverse=True)
-        lines += ["", f"**{name}**, full network {100 * mine[0]['full']:.1f} %", ""]
-        lines += [
-            f"| method | evaluations | {' | '.join(f'{macs:.0%}: before, after' for macs in budgets)} |"
+        whole = [row for row in mine if "skipped" not in row]
+        of = f", full network {100 * whole[0]['full']:.1f} %" if whole else ""
+        for macs in sorted({row["macs"] for row in mine}, reverse=True):
+            lines += ["", f"**{name}, {macs:.0%} of the MACs**{of}", ""]
+            lines += _table([row for row in mine if row["macs"] == macs])
+    return "\n".join(lines).strip()
+
+
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yields the lines of the table of one network and budget, and what could not be measured."""
+    yield "| method | seeds | evaluations | search, CPU s | MACs, % | before, % | after, % | - ours |"
+    yield "|---|---|---|---|---|---|---|---|"
+    whole = [row for row in rows if "skipped" not in row]
+    ours = {row["seed"]: row["after"] for row in whole if row["method"] == DEFAULT}
+    by_method: dict[str, list[Row]] = {}
+    for row in whole:
+        by_method.setdefault(row["method"], []).append(row)
+    for method, mine in sorted(by_method.items(), key=lambda item: -_mean(item[1], "after")):
+        changes = [100 * (row["after"] - ours[row["seed"]]) for row in mine if row["seed"] in ours]
+        cells = [
+            f"`{method}`",
+            str(len(mine)),
+            f"{_mean(mine, 'scored'):.0f}",
+            f"{_mean(mine, 'seconds'):.0f}",
+            cell([100 * row["cost"] / row["of"] for row in mine], 1),
+            cell([100 * row["before"] for row in mine], 1),
+            cell([100 * row["after"] for row in mine], 1),
+            "" if method == DEFAULT else _difference(changes),
         ]
-        lines += ["|---|---|" + "---|" * len(budgets)]
-        methods: dict[tuple[str, int], dict[float, list[Row]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        for row in mine:
-            methods[row["method"], row["evaluations"]][row["macs"]].append(row)
-        for (method, evaluations), by_budget in methods.items():
-            cells = [_cell(by_budget[macs]) for macs in budgets]
-            lines += [f"| `{method}` | {evaluations} | {' | '.join(cells)} |"]
-    return "\n".join(lines)
+        yield f"| {' | '.join(cells)} |"
+    for row in rows:
+        if "skipped" in row:
+            yield f"\n`{row['method']}`, seed {row['seed']}: {row['skipped']}"
 
 
-def _cell(rows: list[Row]) -> str:
-    """Returns accuracies before and after training, in per cent, over seeds."""
-    if not rows:
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
+
+
+def _difference(changes: Sequence[float]) -> str:
+    """Returns the mean of differences in points, seed by seed, with half of its 95 % interval by Student's t."""
+    if not changes:
         return ""
-    before, after = ([100 * row[key] for row in rows] for key in ("before", "after"))
-    return f"{cell(before, 1)}, {cell(after, 1)}"
+    mean, count = statistics.mean(changes), len(changes)
+    if count == 1:
+        return f"{mean:+.1f}"
+    half = float(student.ppf(0.975, count - 1)) * statistics.stdev(changes) / count**0.5
+    return f"{mean:+.1f} ± {half:.1f}"
 
 
-def measure(arguments: argparse.Namespace) -> None:
+class Results:
+    """The rows that are known, in a file, with what they have in common.
+
+    Attributes:
+        rows: by their key.
+        machines: what they were measured with, a line for each kind of method.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Reads the file, if it is there.
+
+        Raises:
+            ConfigError: if it holds something else.
+        """
+        self.file = file
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
+        self.machines: dict[str, str] = {}
+        if not file.exists():
+            return
+        try:
+            read = json.loads(file.read_text())
+            self.rows = {tuple(row[key] for key in KEY): row for row in read["rows"]}
+            self.settings, self.machines = dict(read["settings"]), dict(read["machines"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            msg = f"{file} is damaged ({error!r}); restore it, or give another --results"
+            raise ConfigError(msg) from error
+
+    def begin(self, name: str, settings: dict[str, Any], *, anew: bool) -> None:
+        """Takes up the settings of a network's rows.
+
+        Raises:
+            ConfigError: if rows of the network are there with other settings, and are not dropped.
+        """
+        if anew:
+            self.rows = {key: row for key, row in self.rows.items() if row["name"] != name}
+        known = [row for row in self.rows.values() if row["name"] == name]
+        before = self.settings.get(name, settings)
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if known and changed:
+            words = "; ".join(f"{key} was {before.get(key)}, is {settings[key]}" for key in changed)
+            msg = f"{self.file} has rows of {name} by other settings: {words}. Change that back, give another --name, or"
+            raise ConfigError(f"{msg} drop these rows (--anew)")
+        self.settings[name] = settings
+
+    def add(self, row: Row) -> None:
+        """Adds a row, and writes the file."""
+        kind = row["method"].partition("-")[0]
+        packages = ["torch", *([PACKAGES[kind]] if kind in PACKAGES else [])]
+        self.rows[tuple(row[key] for key in KEY)] = row
+        if "skipped" not in row:
+            self.machines[PACKAGES.get(kind, "")] = f"{processors()}; {versions(*packages)}"
+        lines = ",\n".join(json.dumps(known) for known in self.rows.values())
+        head = json.dumps({"settings": self.settings, "machines": self.machines})
+        text = f'{head.removesuffix("}")}, "rows": [\n{lines}\n]}}\n'
+        replace_file(self.file, lambda path: path.write_text(text))
+
+    def written(self) -> str:
+        """Returns the tables and what they were measured with."""
+        return f"{tables(list(self.rows.values()))}\n\nOne thread; {' / '.join(sorted(set(self.machines.values())))}."
+
+
+def _measure(arguments: argparse.Namespace, results: Results) -> None:
     """Measures what is asked for and not in the file of results, which gets every row as it is known."""
+    config = read_config(arguments.config, arguments.set)
     bench = Bench(
-        config=read_config(arguments.config, arguments.set),
+        config=config,
         images=arguments.images,
         scored=arguments.scored,
         trials=0,
         runs=arguments.runs,
     )
-    rows = {_key(row): row for row in _results(arguments.results)["rows"]}
-
-    def keep(row: Row) -> None:
-        rows[_key(row)] = row
-        packages = ("torch", "nvidia-modelopt") if row["method"] == "fastnas" else ("torch",)
-        known = {
-            "machine": f"{processors()}, one thread; {versions(*packages)}",
-            "rows": list(rows.values()),
-        }
-        replace_file(arguments.results, lambda path: path.write_text(json.dumps(known) + "\n"))
-
+    settings = {
+        "finetune": repr(config.finetune),
+        "space": repr(config.space),
+        "images": arguments.images,
+        "scored": arguments.scored,
+    }
+    results.begin(arguments.name, settings, anew=arguments.anew)
     pieces = {}
     for seed in arguments.seeds:
         for macs in arguments.macs:
             for method in arguments.methods:
-                row = {
-                    "name": arguments.name,
-                    "method": method,
-                    "evaluations": arguments.evaluations,
-                }
-                row |= {"macs": macs, "seed": seed}
-                if _key(row) not in rows:
-                    work = fastnas if method == "fastnas" else ours
-                    pieces[" ".join(map(str, _key(row)))] = functools.partial(work, bench, row)
+                key = (arguments.name, method, arguments.evaluations, macs, seed)
+                if "skipped" in results.rows.get(key, {"skipped": ""}):
+                    row = dict(zip(KEY, key, strict=True))
+                    pieces[" ".join(map(str, key))] = functools.partial(measured, bench, row)
     if pieces:
-        side_by_side(pieces, arguments.workers, keep)
-
-
-def _results(file: Path) -> dict[str, Any]:
-    """Returns what the file of results holds."""
-    return json.loads(file.read_text()) if file.exists() else {"machine": "", "rows": []}
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in KEY)
+        side_by_side(pieces, arguments.workers, results.add)
 
 
 def main() -> None:
-    """Measures what is missing and prints the table."""
+    """Measures what is missing and prints the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -256,10 +213,8 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="of the config"
     )
-    parser.add_argument(
-        "--methods", nargs="+", default=["fastnas", "response_surface", "response_surface+repair"]
-    )
-    parser.add_argument("--evaluations", type=at_least_one, default=110)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--evaluations", type=at_least_one, default=86)
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=at_least_one, default=8000)
@@ -267,17 +222,20 @@ def main() -> None:
     parser.add_argument("--workers", type=at_least_one, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-peers"))
     parser.add_argument("--results", type=Path, default=HERE / "peers.json")
+    parser.add_argument("--anew", action="store_true", help="drops the network's rows first")
     parser.add_argument(
-        "--redraw", action="store_true", help="only print the table of the results that are there"
+        "--redraw", action="store_true", help="only the tables of the results that are there"
     )
     arguments = parser.parse_args()
     try:
+        results = Results(arguments.results)
         if not arguments.redraw:
             if arguments.name is None:
                 parser.error("--name says what the network is called in the table")
-            measure(arguments)
-        known = _results(arguments.results)
-        sys.stdout.write(f"{table(known['rows'])}\n\n{known['machine']}\n")
+            _measure(arguments, results)
+        sys.stdout.write(f"{results.written()}\n")
+        if arguments.results == HERE / "peers.json":
+            into_page(PAGE, "peers", results.written())
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
 

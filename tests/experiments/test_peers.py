@@ -1,0 +1,122 @@
+"""The comparison with peers, in a tiny mode: rows are kept, what a peer cannot do is named, tables follow from rows."""
+
+import json
+import sys
+
+import pytest
+
+from abcsearch.errors import ConfigError
+from experiments.benchmarks import peers
+from experiments.benchmarks.peer_methods import DEFAULT
+
+PROJECTED = "model.shortcut=projection"
+KEPT = {"finetune": "a", "space": "b", "images": 1, "scored": 2}
+
+
+def row(method, seed=0, macs=0.5, **more):
+    known = {"name": "net", "method": method, "evaluations": 4, "macs": macs, "seed": seed}
+    if "skipped" in more:
+        return known | more
+    worth = {"scored": 4, "seconds": 1.5, "cost": 40, "of": 80, "full": 0.9, "before": 0.5}
+    return known | worth | {"after": 0.8} | more
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """The program on a tiny network of digits, its pieces one after the other in this process."""
+
+    def one_by_one(pieces, _workers, done):
+        for piece in pieces.values():
+            done(piece())
+
+    def called(*words):
+        places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "peers.json")]
+        tiny = [
+            "model.widths=[4, 6]",
+            "model.depths=[1, 1]",
+            "pretrain.epochs=1",
+            "finetune.batch_size=64",
+        ]
+        given = [word for change in tiny for word in ("--set", change)]
+        sizes = ["--evaluations", "3", "--images", "128", "--scored", "64", "--name", "tiny"]
+        config = ["--config", "experiments/digits/config.toml"]
+        argv = ["peers", *config, *given, *places, *sizes, "--seeds", "0", *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setattr(peers, "side_by_side", one_by_one)
+        peers.main()
+        return capsys.readouterr().out
+
+    return called
+
+
+def test_ours_is_a_row_and_a_peer_that_is_missing_is_named(call, tmp_path, monkeypatch):
+    """What one cannot do keeps nothing from the others, and is tried again; what is known is not."""
+    for module in ("modelopt.torch.prune", "torch_pruning"):
+        monkeypatch.setitem(sys.modules, module, None)
+    methods = ["--methods", "fastnas", "torch_pruning-global-l1", "random", "--macs", "0.5"]
+    said = call(*methods)
+    rows = {
+        own["method"]: own for own in json.loads((tmp_path / "peers.json").read_text())["rows"]
+    }
+    assert list(rows) == ["fastnas", "torch_pruning-global-l1", "random"]
+    for peer in ("fastnas", "torch_pruning-global-l1"):
+        assert "ModuleNotFoundError" in rows[peer]["skipped"]
+        assert rows[peer]["skipped"] in said
+    ours = rows["random"]
+    assert ours["scored"] == 3
+    assert ours["cost"] <= 0.5 * ours["of"]
+    assert 0 <= ours["before"] <= 1
+    before = (tmp_path / "peers.json").read_text()
+    assert call(*methods) == said
+    again = {
+        own["method"]: own for own in json.loads((tmp_path / "peers.json").read_text())["rows"]
+    }
+    assert again == rows
+    assert call("--redraw") == said
+    assert (tmp_path / "peers.json").read_text() != ""
+    assert json.loads(before)["settings"].keys() == {"tiny"}
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "group"])
+def test_torch_pruning_meets_the_budget(call, tmp_path, scope, criterion):
+    pytest.importorskip("torch_pruning", reason="Torch-Pruning needs the extra `bench`")
+    call("--methods", f"torch_pruning-{scope}-{criterion}", "--macs", "0.6", "--set", PROJECTED)
+    (known,) = json.loads((tmp_path / "peers.json").read_text())["rows"]
+    assert 0.3 <= known["cost"] / known["of"] <= 0.6
+
+
+def test_tables_have_differences_seed_by_seed():
+    """By hand: differences -2, -4 and -6 points have mean -4, deviation 2, and t(0.975, 2) = 4.303."""
+    rows = [row(DEFAULT, seed, after=0.8 + seed / 100) for seed in range(3)]
+    rows += [row("fastnas", seed, after=0.78 - seed / 100) for seed in range(3)]
+    rows += [row("random", 1, after=0.85), row("torch_pruning-global-l1", skipped="no such thing")]
+    text = peers.tables(rows)
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [line.split("`")[1] for line in lines] == ["random", DEFAULT, "fastnas"]
+    assert lines[0].endswith("| 85.0 | +4.0 |")
+    assert lines[1].endswith("| 81.0 ± 1.0 |  |")
+    assert lines[2].endswith("| 77.0 ± 1.0 | -4.0 ± 5.0 |")
+    assert lines[2].startswith("| `fastnas` | 3 | 4 | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 |")
+    assert "`torch_pruning-global-l1`, seed 0: no such thing" in text
+
+
+def test_rows_of_other_settings_are_refused(tmp_path):
+    file = tmp_path / "peers.json"
+    results = peers.Results(file)
+    results.begin("net", KEPT, anew=False)
+    results.add(row("random"))
+    with pytest.raises(ConfigError, match=r"images was 1, is 3.*--anew"):
+        peers.Results(file).begin("net", KEPT | {"images": 3}, anew=False)
+    other = peers.Results(file)
+    other.begin("another", KEPT | {"images": 3}, anew=False)
+    assert len(other.rows) == 1
+    other.begin("net", KEPT | {"images": 3}, anew=True)
+    assert not other.rows
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": 3}', '{"rows": [{}], "settings": {}}'])
+def test_damaged_results_are_refused(tmp_path, text):
+    (tmp_path / "peers.json").write_text(text)
+    with pytest.raises(ConfigError, match="is damaged"):
+        peers.Results(tmp_path / "peers.json")
