@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # uniform numbers, 0.89 on average, so that every structure inside stays possible.
 _FILL = 8
 _ATTEMPTS = 50  # walks that repair takes before it gives up, or looks at all of a small space
+_DESCENTS = 8  # from the nearest structure of all walks, then from random ones
+_PAIRS = 4096  # exchanges that are looked at for one step of a descent
 _BRANCHES = 64  # structures whose cost is computed at once in the search along a walk
 _ENUMERABLE = 2**16  # spaces up to this size can be looked at whole
 
@@ -217,7 +219,7 @@ class Constraint:
 
         Raises:
             BudgetError: if no structure inside is found; in spaces up to 65,536 structures there is none, in larger
-                ones the band is too narrow for the walks.
+                ones the band is too narrow for walks and descents.
         """
         start = self.space.indices(candidate)
         # The unpruned network may lie outside of the space: then its nearest structure inside is what is repaired.
@@ -237,7 +239,20 @@ class Constraint:
             costly = np.flatnonzero(self.space.ordered)
             np.subtract.at(here, costly[rng.integers(len(costly), size=2 + attempt)], 1)
             here = np.maximum(here, 0)
-        return self._enumerated(start, nearest, rng)
+        if self._enumerable:
+            return self._enumerated(start, nearest, rng)
+        begin = self.space.indices(nearest)
+        for _ in range(_DESCENTS):
+            descended = self.space.at(self._descended(begin, rng))
+            if self.allows(descended):
+                return descended
+            begin = np.where(self.space.ordered, self.space.indices(self.space.sample(rng)), start)
+        raise self._none(nearest, rng)
+
+    @cached_property
+    def _enumerable(self) -> bool:
+        """Whether all structures of the space can be looked at."""
+        return math.prod(n + 1 for n in self.space.largest_indices.tolist()) <= _ENUMERABLE
 
     def fill(
         self, candidate: Candidate, rng: np.random.Generator, power: float = _FILL
@@ -332,6 +347,26 @@ class Constraint:
         inside = np.flatnonzero(self.violation(self.space.values(moved)) == 0)
         return moved[rng.choice(inside)] if len(inside) else here
 
+    def _descended(self, here: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Returns the positions after steps up, down, or one of each, every time those that leave the least violation.
+
+        Walks meet two bounds that pull in opposite directions only by chance: most parameters at few MACs, say. It ends
+        inside, or where no step leads nearer.
+        """
+        unit = np.eye(len(here), dtype=np.int64)[self.space.ordered]
+        pairs = (unit[:, None] - unit[None]).reshape(-1, len(here))
+        outside = float(self.violation(self.space.values(here)[None])[0])
+        while outside > 0:
+            some = rng.choice(len(pairs), size=min(_PAIRS, len(pairs)), replace=False)
+            moved = here + np.concatenate([unit, -unit, pairs[some]])
+            moved = moved[((moved >= 0) & (moved <= self.space.last_indices)).all(axis=1)]
+            left = self.violation(self.space.values(moved))
+            best = rng.choice(np.flatnonzero(left == left.min()))
+            if left[best] >= outside:
+                break
+            here, outside = moved[best], float(left[best])
+        return here
+
     def _enumerated(
         self, start: NDArray[np.int64], nearest: Candidate, rng: np.random.Generator
     ) -> Candidate:
@@ -340,20 +375,27 @@ class Constraint:
         Criteria stay.
 
         Raises:
-            BudgetError: if there is none, or if the space is too large to look at.
+            BudgetError: if there is none.
         """
-        largest: list[int] = self.space.largest_indices.tolist()
-        if math.prod(n + 1 for n in largest) <= _ENUMERABLE:
-            rows = np.array(list(itertools.product(*(range(n + 1) for n in largest))))
-            rows = np.where(self.space.ordered, rows, start)
-            rows = rows[self.violation(self.space.values(rows)) == 0]
-            if len(rows):
-                steps = np.abs(rows - start).sum(axis=1)
-                return self.space.at(rows[rng.choice(np.flatnonzero(steps == steps.min()))])
+        counts: list[int] = (self.space.largest_indices + 1).tolist()
+        rows = np.array(list(itertools.product(*(range(count) for count in counts))))
+        rows = np.where(self.space.ordered, rows, start)
+        rows = rows[self.violation(self.space.values(rows)) == 0]
+        if not len(rows):
+            raise self._none(nearest, rng)
+        steps = np.abs(rows - start).sum(axis=1)
+        return self.space.at(rows[rng.choice(np.flatnonzero(steps == steps.min()))])
+
+    def _none(self, nearest: Candidate, rng: np.random.Generator) -> BudgetError:
+        """Returns what says that no structure inside was found, and which was nearest.
+
+        Raises:
+            BudgetError: if it is one of several bounds alone, which then says so.
+        """
         if len(self.limits) > 1:  # if it is one of them alone, this says so
             for limit in self.limits:
                 replace(self, limits=(limit,)).repair(nearest, rng)
-        ends = self.space.values([np.zeros_like(start), self.space.last_indices])
+        ends = self.space.values([np.zeros_like(self.space.last_indices), self.space.last_indices])
         names = [limit.name for limit in self.limits]
         wanted, costs, reach = (
             ", ".join(
@@ -368,10 +410,10 @@ class Constraint:
         advice = (
             "widen the band"
             if len(self.limits) == 1
-            else "together they cannot be met: loosen one or leave it out"
+            else "none that meets them together: loosen one or leave it out"
         )
         msg = f"no structure found with {wanted}; the nearest had {costs}; this space reaches {reach}; {advice}"
-        raise BudgetError(msg)
+        return BudgetError(msg)
 
 
 def _order(room: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abcsearch import MODELS
 from abcsearch.budget import Budget, Constraint
+from abcsearch.channels.groups import trace_channels
 from abcsearch.errors import BudgetError
 from abcsearch.space import Dimension, SearchSpace
 
@@ -380,7 +383,7 @@ def test_budgets_that_cannot_be_met():
         match=r"with macs 2,000 to 3,000, params 0 to 20; the nearest had macs \d+, params",
     ) as caught:
         Budget(params=20, macs=(2000, 3000)).bind(space, costs)
-    assert "together they cannot be met: loosen one or leave it out" in str(caught.value)
+    assert "none that meets them together: loosen one or leave it out" in str(caught.value)
     with pytest.raises(
         BudgetError,
         match=r"latency_ms = 0.5: these costs \(Products\) have no latency_ms; .*measured",
@@ -391,6 +394,49 @@ def test_budgets_that_cannot_be_met():
         BudgetError, match="have no peak_activation; give them a method peak_activation"
     ):
         Budget(peak_activation=0.5).bind(space, costs)
+
+
+@dataclass(frozen=True)
+class Opposed:
+    """Early layers cost macs, late ones params, as in a network whose images become smaller."""
+
+    def macs(self, candidates):
+        rows = np.asarray(candidates, dtype=np.int64)
+        return (rows * 4 ** np.linspace(5, 1, rows.shape[1]).round().astype(np.int64)).sum(axis=1)
+
+    def params(self, candidates):
+        rows = np.asarray(candidates, dtype=np.int64)
+        return (rows * 4 ** np.linspace(1, 5, rows.shape[1]).round().astype(np.int64)).sum(axis=1)
+
+    flops = macs
+
+
+@pytest.mark.parametrize("dims", [10, 20, 40])
+@pytest.mark.parametrize("seed", range(5))
+def test_bounds_that_pull_in_opposite_directions_are_met(dims, seed):
+    """Whatever bounds a structure that is narrow early and wide late meets, with a little room, repair meets."""
+    draws = np.random.default_rng(seed)
+    choices = tuple(range(1, 11))
+    space = SearchSpace(tuple(Dimension(f"d{i}", "width", choices, 10) for i in range(dims)))
+    ramp = np.linspace(1, 10, dims)
+    hidden = [int(v) for v in np.clip(np.rint(ramp + draws.normal(scale=1, size=dims)), 1, 10)]
+    (macs,), (params,) = Opposed().macs([hidden]), Opposed().params([hidden])
+    budget = Budget(macs=int(1.01 * macs), params=(int(0.99 * params), 10**9))
+    constraint = budget.bind(space, Opposed())
+    for _ in range(5):
+        assert constraint.allows(constraint.repair(space.sample(draws), draws))
+
+
+def test_most_parameters_at_half_the_macs_of_a_resnet():
+    """A network that keeps three quarters of its parameters at half of its MACs; random walks end at two thirds."""
+    graph = trace_channels(MODELS["resnet20"](10), torch.zeros(1, 3, 32, 32))
+    space = graph.space(1.0, 0.1, ["filter", "stage"])
+    known = (16, 4, 6, 4, 16, 16, 9, 6, 64, 25, 64, 64)
+    constraint = Budget(macs=0.5, params=(0.75, 1.0)).bind(space, graph.costs)
+    assert constraint.allows(known)
+    draws = np.random.default_rng(0)
+    for _ in range(3):
+        assert constraint.allows(constraint.repair(space.sample(draws), draws))
 
 
 class Units(Products):
