@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-alpha bench-checkpoints bench-chain bench-cifar10 bench-controls bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-latency bench-old-runs bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-alpha bench-checkpoints bench-chain bench-cifar10 bench-controls bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-latency bench-old-runs bench-packages bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -100,11 +100,11 @@ test-faults: $(VENV)/.installed-dev ## runs survive whatever is killed, and no d
 	@$(THREADS) $(WAITING) $(BIN)/python -m pytest -m faults tests
 
 $(VENV)/.installed-zoo: $(VENV)/.installed-dev
-	@echo "== timm"
+	@echo "== packages whose networks are checked"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo]'
 	@touch $@
 
-test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 175 networks of all families (20 minutes, 5 GB; not part of test)
+test-zoo: $(VENV)/.installed-zoo ## slicing is exact on 175 networks of all families, and on whole packages (an hour, 5 GB; not part of test)
 	@echo "== zoo"
 	@$(THREADS) $(BIN)/python -m pytest -m zoo tests/zoo tests/experiments -n 1
 
@@ -155,6 +155,9 @@ bench-scaling: $(VENV)/.installed ## how busy many workers are kept, and how soo
 
 bench-zoo: $(VENV)/.installed-zoo ## the table of docs/networks.md: groups, shares and tracing time by family
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.zoo
+
+bench-packages: $(VENV)/.installed-zoo ## of whole packages: how many networks are sliced exactly, and what can be pruned; ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.packages $(ARGS)
 
 bench-checkpoints: $(VENV)/.installed ## public CIFAR-10 checkpoints: accuracy, and zero channels removed (DATA=folder)
 	@$(BIN)/python experiments/benchmarks/checkpoints.py --data $(DATA)
