@@ -59,6 +59,7 @@ class Styled(nn.Module):
 
     def __init__(self, style):
         super().__init__()
+        self.two = 2
         self.style, self.c, self.half, self.parts, self.each, self.factor = (
             style,
             C,
@@ -158,6 +159,9 @@ STYLES = {
         m.a(x).view(len(x), m.parts, m.each, -1).flip(3).reshape(len(x), -1, *x.shape[2:])
     ),
     "depthwise": lambda m, x: F.conv2d(m.a(x), m.filters, padding=1, groups=m.c),
+    "dilated": lambda m, x: F.conv2d(
+        m.a(x), m.filters, padding=(m.two, m.two), dilation=m.two, groups=m.c
+    ),
     "scaled": lambda m, x: m.a(x) * m.factor,
     "record": lambda m, x: (pair := m.pair(x)).first * pair.second,
     "rows": lambda m, x: torch.stack([m.a(row[None])[0] for row in x]),

@@ -13,7 +13,7 @@ from torch import nn
 
 from abcsearch.channels.flow import Flow
 from abcsearch.channels.operands import LOOSE, Count, Layout, NoRuleError, Op, Operand
-from abcsearch.channels.rules.table import channels_at, numbers, numbers_plain, rule_for
+from abcsearch.channels.rules.table import channels_at, numbers, numbers_plain, pinned, rule_for
 from abcsearch.channels.uses import Call
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class _Weights:
 @rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED, thorough=True)
 def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
+    if (
+        op.module is None
+    ):  # strides and paddings are attributes of modules as often as conv_groups are
+        op = pinned(flow, op, but=op.argument(6, "groups", 1))
     if (
         (weight := _operands(flow, op)[0]) is not None
         and weight.parameter is None
