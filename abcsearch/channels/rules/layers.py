@@ -72,9 +72,8 @@ class _Weights:
 @rule_for(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, *_TRANSPOSED, thorough=True)
 def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
-    if (
-        op.module is None
-    ):  # strides and paddings are attributes of modules as often as conv_groups are
+    if op.module is None:
+        # Strides and paddings are attributes of modules as often as conv_groups are
         op = pinned(flow, op, but=op.argument(6, "groups", 1))
     if (
         (weight := _operands(flow, op)[0]) is not None
@@ -82,6 +81,11 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
         and weight.computed
     ):
         return _by_rows(flow, op, weight)
+    return _by_parameter(flow, op)
+
+
+def _by_parameter(flow: Flow, op: Op) -> Layout | None:
+    """New channels from a weight that is a parameter or buffer."""
     operand, weights = op.tensor(), _Weights.of(flow, op)
     axis = len(operand.value) - len(weights.shape) + 1  # 0 without a batch axis
     layout = operand.layout
