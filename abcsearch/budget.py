@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # uniform numbers, 0.89 on average, so that every structure inside stays possible.
 _FILL = 8
 _ATTEMPTS = 50  # walks that repair takes before it gives up, or looks at all of a small space
-_DESCENTS = 8  # from the nearest structure of all walks, then from random ones
+_DESCENTS = 4  # from the nearest structure of all walks, then from random ones
 _PAIRS = 4096  # exchanges that are looked at for one step of a descent
 _BRANCHES = 64  # structures whose cost is computed at once in the search along a walk
 _ENUMERABLE = 2**16  # spaces up to this size can be looked at whole
