@@ -162,9 +162,9 @@ def _monai_others() -> Iterable[tuple[str, Network]]:
     yield "DenseNet121-3d", Network(net("DenseNet121", 3, 1, 3), cube)
     residual = {"spatial_dims": 3, "n_input_channels": 1, "num_classes": 3}
     yield "resnet18-3d", Network(net("resnet18", **residual), cube)
-    yield "SEResNet50", Network(net("SEResNet50", 2, 3, 3), _image(64))
     squeezed = {"spatial_dims": 2, "in_channels": 3, "num_classes": 3}
-    yield "SENet154", Network(net("SENet154", **squeezed), _image(64))
+    for name in ("SEResNet50", "SENet154"):
+        yield name, Network(net(name, **squeezed), _image(64))
     gray = {"pretrained": False, "in_channels": 1, "num_classes": 3}
     yield "EfficientNetBN", Network(net("EfficientNetBN", "efficientnet-b0", **gray), flat)
     yield "FlexibleUNet", Network(net("FlexibleUNet", 3, 2, "efficientnet-b0"), _image(64))
@@ -181,13 +181,13 @@ def _monai_others() -> Iterable[tuple[str, Network]]:
     yield "Discriminator", Network(net("Discriminator", (1, 32, 32), (8, 16), (2, 2)), small)
     several = net("MILModel", 3, pretrained=False, backbone="resnet18")
     yield "MILModel", Network(several, ((1, 2, 3, 64, 64),))
-    yield "MedNeXtS", Network(net("MedNeXtS", 2, 1, 2), flat)
+    plain = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    yield "MedNeXtS", Network(net("MedNeXtS", **plain), flat)
     yield "RegUNet", Network(net("RegUNet", 2, 1, 8, 2), flat)
-    yield "LocalNet", Network(net("LocalNet", 2, 1, 8, 1, (0, 1)), flat)
+    yield "LocalNet", Network(net("LocalNet", 2, 1, 8, (0, 1)), flat)
     counted = {"num_classes": 3, "num_channels": 1, "num_filters": 8}
     yield "Quicknat", Network(net("Quicknat", **counted), flat)
-    hybrid = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "upsample_mode": "bilinear"}
-    yield "AHNet", Network(net("AHNet", **hybrid), _image(128, 1))
+    yield "AHNet", Network(net("AHNet", **plain, upsample_mode="bilinear"), _image(128, 1))
 
 
 def _configured(name: str, config: str, **options: Any) -> nn.Module:  # noqa: ANN401 - theirs
