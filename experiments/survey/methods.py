@@ -227,8 +227,8 @@ METHODS: tuple[Method, ...] = (
     ),
 )
 CONTROLS = ("scratch_e", "scratch_b", "rewound")
-# Penalties and gates act by the number of steps. Of digits: of three or more values, the one whose structure at 30 % of
-# the MACs had the highest fitness, on search-validation images, seed 0. Of ResNet-20: scaled by steps, not tried.
+# Penalties and gates act by the number of steps. Of three or more values, the one whose structure at 30 % of the MACs had
+# the highest fitness, on search-validation images, seed 0.
 TUNED: dict[str, dict[str, tuple[str, ...]]] = {
     "digits": {
         "slimming": ("prepare.strength=0.02",),
@@ -238,10 +238,10 @@ TUNED: dict[str, dict[str, tuple[str, ...]]] = {
         "iterate, search": ("prepare.trials=40",),
     },
     "resnet20": {
-        "slimming": ("prepare.strength=0.007",),
+        "slimming": ("prepare.strength=0.06",),
         "SSL": ("prepare.strength=0.035",),
-        "AutoPruner": ("prepare.gate_lr=0.1",),
-        "taylor_iterative": ("prepare.batches=10", "prepare.at_once=10"),
+        "AutoPruner": ("prepare.gate_lr=1.0",),
+        "taylor_iterative": ("prepare.batches=5", "prepare.at_once=10"),
         "iterate, search": ("prepare.trials=60",),
     },
 }
