@@ -144,7 +144,7 @@ bench-latency: $(VENV)/.installed-bench ## how well forward time is predicted, b
 bench-old-runs: $(VENV)/.installed ## how soon a run of 200 000 trials is looked at and goes on (3 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.old_runs $(ARGS)
 
-bench-peers: $(VENV)/.installed ## searches beside ModelOpt's FastNAS: same network, widths, evaluations and fine-tuning; ARGS=--help for options
+bench-peers: $(VENV)/.installed-bench ## our search beside Torch-Pruning, and ModelOpt's FastNAS where that is installed: one network, one fine-tuning; ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.peers $(ARGS)
 
 bench-racing: $(VENV)/.installed ## what scoring in stages saves and loses, on one search in full; ARGS="CONFIG --out FOLDER", ARGS=--help for options

@@ -257,17 +257,17 @@ def _pytorchcv() -> Iterable[tuple[str, Network]]:
         "pyramidnet110_a48_cifar10 densenet40_k12_cifar10 xdensenet40_2_k24_bc_cifar10 wrn16_10_cifar10 ror3_56_cifar10 "
         "rir_cifar10 shakeshakeresnet20_2x16d_cifar10 shakedropresnet20_cifar10 diaresnet20_cifar10 diapreresnet20_cifar10 "
         "nin_cifar10 fractalnet_cifar10 wrn20_10_1bit_cifar10",
-        64: "vgg11 bn_vgg11 bninception resnet10 preresnet10 resnext14_16x4d seresnet10 sepreresnet10 seresnext50_32x4d "
-        "senet16 resnetd50b resneta10 resnesta18 ibn_resnet50 ibnb_resnet50 airnet50_1x64d_r2 airnext50_32x4d_r2 "
-        "bamresnet18 cbamresnet18 scnet50 regnetx002 regnety002 dla46c hrnet_w18_small_v1 hrnetv2_w18_small vovnet27s "
-        "selecsls42 hardnet39ds densenet121 peleenet squeezenet_v1_0 squeezeresnet_v1_1 sqnxt23_w1 mobilenet_w1 "
-        "fdmobilenet_w1 mobilenetv2_w1 mobilenetb2_w1 mobilenetv3_large_w1 igcv3_w1 mnasnet_b1 darknet_ref darknet19 "
-        "darknet53 shufflenet_g1_w1 shufflenet_g3_w1 shufflenetv2_w1 shufflenetv2b_w1 menet108_8x1_g3 menet228_12x1_g3 "
-        "ghostnet proxylessnas_cpu fbnet_cb efficientnet_b0 efficientnet_b0b efficientnet_edge_small_b mixnet_s spnasnet "
-        "dpn68 octresnet10_ad2 res2net50_w14_s8 isqrtcovresnet18 resnetbc26b sharesnet18 dicenet_w1 "
-        "lwopenpose2d_mobilenet_cmupan_coco",
-        224: "alexnet zfnet nasnet_4a1056 pnasnet5large inceptionv3 inceptionv4 inceptionresnetv1 polynet xception "
+        64: "resnetd50b resneta10 resnesta18 regnetx002 regnety002 efficientnet_b0 efficientnet_b0b "
+        "efficientnet_edge_small_b isqrtcovresnet18 dicenet_w1 lwopenpose2d_mobilenet_cmupan_coco",
+        224: "bam_resnet18 cbam_resnet18 vgg11 bn_vgg11 bninception resnet10 preresnet10 resnext14_16x4d seresnet10 sepreresnet10 "
+        "seresnext50_32x4d senet16 ibn_resnet50 ibnb_resnet50 airnet50_1x64d_r2 airnext50_32x4d_r2 scnet50 "
+        "dla46c hrnet_w18_small_v1 vovnet27s selecsls42 hardnet39ds densenet121 peleenet squeezenet_v1_0 "
+        "squeezeresnet_v1_1 sqnxt23_w1 mobilenet_w1 fdmobilenet_w1 mobilenetv2_w1 mobilenetv3_large_w1 "
+        "igcv3_w1 mnasnet_b1 darknet_ref darknet19 darknet53 shufflenet_g1_w1 shufflenet_g3_w1 "
+        "shufflenetv2_w1 shufflenetv2b_w1 menet108_8x1_g3 menet228_12x1_g3 ghostnet proxylessnas_cpu fbnet_cb "
+        "mixnet_s spnasnet dpn68 octresnet10_ad2 resnetbc26b sharesnet18 alexnet zfnet nasnet_4a1056 "
         "diracnet18v2 condensenet74_c4_g4",
+        299: "pnasnet5large inceptionv3 inceptionv4 inceptionresnetv1 polynet xception",
         256: "alphapose_fastseresnet101b_coco simplepose_resnet18_coco simplepose_mobile_resnet18_coco "
         "centernet_resnet18_voc ibppose_coco",
     }
