@@ -259,7 +259,8 @@ def _pytorchcv() -> Iterable[tuple[str, Network]]:
         "nin_cifar10 fractalnet_cifar10 wrn20_10_1bit_cifar10",
         64: "resnetd50b resneta10 resnesta18 regnetx002 regnety002 efficientnet_b0 efficientnet_b0b "
         "efficientnet_edge_small_b isqrtcovresnet18 dicenet_w1 lwopenpose2d_mobilenet_cmupan_coco",
-        224: "bam_resnet18 cbam_resnet18 vgg11 bn_vgg11 bninception resnet10 preresnet10 resnext14_16x4d seresnet10 sepreresnet10 "
+        224: "bam_resnet18 cbam_resnet18 "
+        "vgg11 bn_vgg11 bninception resnet10 preresnet10 resnext14_16x4d seresnet10 sepreresnet10 "
         "seresnext50_32x4d senet16 ibn_resnet50 ibnb_resnet50 airnet50_1x64d_r2 airnext50_32x4d_r2 scnet50 "
         "dla46c hrnet_w18_small_v1 vovnet27s selecsls42 hardnet39ds densenet121 peleenet squeezenet_v1_0 "
         "squeezeresnet_v1_1 sqnxt23_w1 mobilenet_w1 fdmobilenet_w1 mobilenetv2_w1 mobilenetv3_large_w1 "
