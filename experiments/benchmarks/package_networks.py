@@ -268,7 +268,8 @@ def _pytorchcv() -> Iterable[tuple[str, Network]]:
         "shufflenetv2_w1 shufflenetv2b_w1 menet108_8x1_g3 menet228_12x1_g3 ghostnet proxylessnas_cpu fbnet_cb "
         "mixnet_s spnasnet dpn68 octresnet10_ad2 resnetbc26b sharesnet18 alexnet zfnet nasnet_4a1056 "
         "diracnet18v2 condensenet74_c4_g4",
-        299: "pnasnet5large inceptionv3 inceptionv4 inceptionresnetv1 polynet xception",
+        299: "inceptionv3 inceptionv4 inceptionresnetv1 xception",
+        331: "pnasnet5large polynet",
         256: "alphapose_fastseresnet101b_coco simplepose_resnet18_coco simplepose_mobile_resnet18_coco "
         "centernet_resnet18_voc ibppose_coco",
     }
