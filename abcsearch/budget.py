@@ -206,7 +206,7 @@ class Constraint:
         return not self.violation([candidate])[0]
 
     def repair(self, candidate: Candidate, rng: np.random.Generator) -> Candidate:
-        """Returns a structure inside the budget, near the given one; one that is inside is returned as it is.
+        """Returns a structure inside the budget, near the given one if walks lead inside; one inside as it is.
 
         Above a bound, random dimensions step down one choice at a time, every one that can being equally likely at
         every step, so no layer is favoured. Then all steps that turn out not to be needed are taken back in random
@@ -246,8 +246,9 @@ class Constraint:
             descended = self.space.at(self._descended(begin, rng))
             if self.allows(descended):
                 return descended
+            nearest = min(nearest, descended, key=lambda c: float(self.violation([c])[0]))
             begin = np.where(self.space.ordered, self.space.indices(self.space.sample(rng)), start)
-        raise self._none(nearest, rng)
+        raise self._why_none(nearest, rng)
 
     @cached_property
     def _enumerable(self) -> bool:
@@ -382,11 +383,11 @@ class Constraint:
         rows = np.where(self.space.ordered, rows, start)
         rows = rows[self.violation(self.space.values(rows)) == 0]
         if not len(rows):
-            raise self._none(nearest, rng)
+            raise self._why_none(nearest, rng)
         steps = np.abs(rows - start).sum(axis=1)
         return self.space.at(rows[rng.choice(np.flatnonzero(steps == steps.min()))])
 
-    def _none(self, nearest: Candidate, rng: np.random.Generator) -> BudgetError:
+    def _why_none(self, nearest: Candidate, rng: np.random.Generator) -> BudgetError:
         """Returns what says that no structure inside was found, and which was nearest.
 
         Raises:
@@ -407,11 +408,12 @@ class Constraint:
                 [limit.cost(ends).tolist() for limit in self.limits],
             )
         )
-        advice = (
-            "widen the band"
-            if len(self.limits) == 1
-            else "none that meets them together: loosen one or leave it out"
-        )
+        advice = "widen the band"
+        if len(self.limits) > 1:
+            surely = (
+                "they cannot be met together" if self._enumerable else "no search met them together"
+            )
+            advice = f"{surely}: loosen one or leave it out"
         msg = f"no structure found with {wanted}; the nearest had {costs}; this space reaches {reach}; {advice}"
         return BudgetError(msg)
 

@@ -383,7 +383,7 @@ def test_budgets_that_cannot_be_met():
         match=r"with macs 2,000 to 3,000, params 0 to 20; the nearest had macs \d+, params",
     ) as caught:
         Budget(params=20, macs=(2000, 3000)).bind(space, costs)
-    assert "none that meets them together: loosen one or leave it out" in str(caught.value)
+    assert "they cannot be met together: loosen one or leave it out" in str(caught.value)
     with pytest.raises(
         BudgetError,
         match=r"latency_ms = 0.5: these costs \(Products\) have no latency_ms; .*measured",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# By what names of networks begin with: what is imported, which is what is installed but for hyphens.
+# By the first word of a network's name: what is imported, which is what is installed but for hyphens.
 IMPORTED = {
     "ultralytics": "ultralytics",
     "smp": "segmentation_models_pytorch",
@@ -63,7 +63,7 @@ def _call(module: str, name: str, *args: Any, **options: Any) -> Callable[[], nn
 
 
 def _ultralytics() -> Iterable[tuple[str, Network]]:
-    """Yields every generation and task of YOLO, and RT-DETR, from the package's own yaml files."""
+    """Yields generations and tasks of YOLO, and RT-DETR, from the package's own yaml files."""
     tasks = {
         "DetectionModel": "yolov3-tiny yolov5n yolov6n yolov8n yolov8s yolov8n-ghost yolov8n-p2 yolov8n-p6 yolov9t yolov9s "
         "yolov10n yolo11n yolo12n yolo26n",

@@ -137,6 +137,12 @@ with warnings.catch_warnings():
     scripted = torch.jit.script(relu_and_one)
 
 
+def one_number(m, x):
+    """Padding is the number of groups: neither can change."""
+    c = m.c
+    return F.conv2d(m.a(x), m.filters, padding=c, groups=c)[..., c - 1 : 1 - c, c - 1 : 1 - c]
+
+
 STYLES = {
     "head and tail": head_and_tail,
     "checked": checked,
@@ -162,6 +168,7 @@ STYLES = {
     "dilated": lambda m, x: F.conv2d(
         m.a(x), m.filters, padding=(m.two, m.two), dilation=m.two, groups=m.c
     ),
+    "one number for both": one_number,
     "scaled": lambda m, x: m.a(x) * m.factor,
     "record": lambda m, x: (pair := m.pair(x)).first * pair.second,
     "rows": lambda m, x: torch.stack([m.a(row[None])[0] for row in x]),

@@ -50,6 +50,33 @@ def test_slices_that_are_right_are_exact_and_others_are_not(monkeypatch):
     assert error > packages.EXACT
 
 
+def test_numbers_that_are_not_finite_are_no_agreement(monkeypatch):
+    """The largest of some numbers and NaN is not NaN: what is not finite has to be looked for."""
+
+    def broken(model, graph, candidate, ranking):
+        sliced = slice_model(model, graph, candidate, ranking)
+        if candidate != tuple(group.channels for group in graph.prunable):
+            with torch.no_grad():
+                sliced.first[1].bias[0] = torch.nan
+        return sliced
+
+    monkeypatch.setattr(packages, "slice_model", broken)
+    with pytest.raises(ValueError, match="not finite"):
+        measured(Pair().eval())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(name="smp/FPN-resnet18", prunable=0, error=0.0, moved=0.0),
+        Row(name="smp/FPN-resnet18", prunable=3, error=0.0, moved=0.0),
+        Row(name="smp/FPN-resnet18", prunable=3, error=1e-3, moved=0.5),
+    ],
+)
+def test_networks_in_which_nothing_was_checked_are_not_exact(row):
+    assert not row.exact
+
+
 def test_slices_of_other_shapes_are_refused(monkeypatch):
     def wider(model, _graph, _candidate, _ranking):
         return nn.Sequential(model, nn.Identity()) if isinstance(model, nn.Linear) else nn.Flatten()
@@ -60,7 +87,7 @@ def test_slices_of_other_shapes_are_refused(monkeypatch):
 
 
 def test_rows_are_kept_and_what_fails_is_named(tmp_path, monkeypatch, capsys):
-    """A network that cannot be built is a row that says so; a second call builds nothing."""
+    """A network that cannot be built is a row that says so, and is tried again; what is known is not."""
 
     def fails():
         message = "no\nsuch layer"
@@ -87,11 +114,11 @@ def test_rows_are_kept_and_what_fails_is_named(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     packages.main()
     assert capsys.readouterr().out == said
-    assert built == ["torchvision/pair", "torchvision/none"]
+    assert built == ["torchvision/pair", "torchvision/none", "torchvision/none"]
     assert "torchvision/none: RuntimeError: no such layer" in said
     assert "| torchvision (2) | 1 | 87.5, 87.5 |" in said
     rows = [Row(**json.loads(line)) for line in file.read_text().splitlines()]
-    assert [row.exact for row in rows] == [True, False]
+    assert [row.exact for row in rows] == [True, False, False]
 
 
 def test_the_table_counts_networks_whose_slices_are_exact():
@@ -103,6 +130,7 @@ def test_the_table_counts_networks_whose_slices_are_exact():
             groups=3,
             prunable=2,
             macs=share,
+            moved=0.5,
             seconds=1.0,
             reasons={"mean (mean_1): no rule": 1},
         )

@@ -55,9 +55,7 @@ def test_ours_is_a_row_and_a_peer_that_is_missing_is_named(call, tmp_path, monke
         monkeypatch.setitem(sys.modules, module, None)
     methods = ["--methods", "fastnas", "torch_pruning-global-l1", "random", "--macs", "0.5"]
     said = call(*methods)
-    rows = {
-        own["method"]: own for own in json.loads((tmp_path / "peers.json").read_text())["rows"]
-    }
+    rows = {own["method"]: own for own in json.loads((tmp_path / "peers.json").read_text())["rows"]}
     assert list(rows) == ["fastnas", "torch_pruning-global-l1", "random"]
     for peer in ("fastnas", "torch_pruning-global-l1"):
         assert "ModuleNotFoundError" in rows[peer]["skipped"]

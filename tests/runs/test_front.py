@@ -178,7 +178,7 @@ BAD = {
         [Budget(macs=0.5), Budget(macs=0.0001)],
         BudgetError,
     ),
-    r"budgets\[1\] \(macs 0.05, params 0.5 to 1.0\): .*none that meets them together": (
+    r"budgets\[1\] \(macs 0.05, params 0.5 to 1.0\): .*met together": (
         [Budget(macs=0.5), Budget(macs=0.05, params=(0.5, 1.0))],
         BudgetError,
     ),

@@ -13,9 +13,7 @@ LESS: dict[str, float] = {}
 @pytest.mark.parametrize("name", NETWORKS)
 def test_slices_of_whole_packages_are_exact(name):
     if not installed(name):
-        pytest.skip(
-            f"{IMPORTED[name.partition('/')[0]]} is not installed: pip install '.[zoo]'"
-        )
+        pytest.skip(f"{IMPORTED[name.partition('/')[0]]} is not installed: pip install '.[zoo]'")
     row = checked(name)
     assert row.exact, f"off by {row.error}"
     assert row.moved > 1e3 * row.error  # or the check would not see a slice that is wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -73,8 +73,7 @@ class _Weights:
 def convolution(flow: Flow, op: Op) -> Layout | None:
     """New channels out, or with conv_groups: whole conv groups, or the same channels of every conv group."""
     if op.module is None:
-        # Strides and paddings are attributes of modules as often as conv_groups are
-        op = pinned(flow, op, but=op.argument(6, "groups", 1))
+        op = _steps_pinned(flow, op)
     if (
         (weight := _operands(flow, op)[0]) is not None
         and weight.parameter is None
@@ -82,6 +81,18 @@ def convolution(flow: Flow, op: Op) -> Layout | None:
     ):
         return _by_rows(flow, op, weight)
     return _by_parameter(flow, op)
+
+
+def _steps_pinned(flow: Flow, op: Op) -> Op:
+    """Returns a call of a function in which attributes of modules are numbers that stay, but for conv_groups.
+
+    Strides and paddings are attributes as often as conv_groups are, and sometimes the same one.
+    """
+    groups = {name: value for name, value in op.kwargs.items() if name == "groups"}
+    others = {name: value for name, value in op.kwargs.items() if name != "groups"}
+    pinned_op = pinned(flow, replace(op, args=(*op.args[:6], *op.args[7:]), kwargs=others))
+    args = (*pinned_op.args[:6], *op.args[6:7], *pinned_op.args[6:])
+    return replace(op, args=args, kwargs={**pinned_op.kwargs, **groups})
 
 
 def _by_parameter(flow: Flow, op: Op) -> Layout | None:

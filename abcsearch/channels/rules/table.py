@@ -150,18 +150,10 @@ def run_rule(rule: Rule, flow: Flow, op: Op) -> Layout | Sequence[Layout | None]
         return rule(flow, again)
 
 
-def pinned(flow: Flow, op: Op, but: object = None) -> Op:
-    """Returns an operation to which attributes of modules are numbers that stay; itself where there are none.
-
-    Args:
-        flow: in which they are fixed.
-        op: the operation.
-        but: an operand whose numbers are left as they are.
-    """
+def pinned(flow: Flow, op: Op) -> Op:
+    """Returns an operation to which attributes of modules are numbers that stay; itself where there are none."""
 
     def pin(item: Operand) -> Operand:
-        if item is but:
-            return item
         standing = [count for count in item.counts if count is not None and flow.pins(count)]
         for count in standing:
             for _, positions in count.terms:
@@ -173,8 +165,7 @@ def pinned(flow: Flow, op: Op, but: object = None) -> Op:
         )
         return dataclasses.replace(item, counts=left) if standing else item
 
-    others = [operand for operand in op.operands if operand is not but]
-    if not any(flow.pins(count) for operand in others for count in operand.counts):
+    if not any(flow.pins(count) for operand in op.operands for count in operand.counts):
         return op
     return op.mapped(pin)
 
