@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from abcsearch import (
     AdaptiveBN,
@@ -36,6 +39,28 @@ VALIDATION, CALIBRATION = (1000, 512)
 STEPS = 400  # of Torch-Pruning's own examples, towards no channels
 LEAST = 0.1  # of its channels every layer keeps, as in ours
 Row = dict[str, Any]
+
+
+def decided(bench: Bench) -> dict[str, Any]:
+    """Returns what all rows of a network have in common, in words; not where this machine has images and weights."""
+    config = bench.config
+    options = {key: value for key, value in config.data.options.items() if key != "path"}
+    return {
+        "model": repr(replace(config.model, checkpoint=None)),
+        "data": repr(replace(config.data, options=options)),
+        "pretrain": repr(config.pretrain),
+        "space": repr(config.space),
+        "finetune": repr(config.finetune),
+        "seed": config.seed,
+        "images": bench.images,
+        "scored": bench.scored,
+    }
+
+
+def marked(bench: Bench, name: str) -> str:
+    """Returns the name of the folder of a network's runs: another one for other settings, weights or images."""
+    where = (decided(bench), bench.config.model.checkpoint, repr(bench.config.data))
+    return f"{name}-{zlib.crc32(repr(where).encode()):08x}"
 
 
 def measured(bench: Bench, row: Row) -> Row:
@@ -69,7 +94,6 @@ def _fastnas(bench: Bench, row: Row) -> Row:
             outputs = torch.cat([network(images) for images in validation.images.split(250)])
         return float((outputs.argmax(1) == validation.labels).float().mean())
 
-    bench.runs.mkdir(parents=True, exist_ok=True)
     ratios = tuple(round(LEAST * tenth, 1) for tenth in range(1, 11))
     features = {"*": {"features_ratio": ratios, "feature_divisor": 1}}
     rules = {
@@ -78,6 +102,9 @@ def _fastnas(bench: Bench, row: Row) -> Row:
         "nn.BatchNorm2d": features,
     }
     mode = "fastnas" if row["method"] == "fastnas-default" else [("fastnas", rules)]
+    folder = bench.runs / marked(bench, row["name"])
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{row['method']}-{row['seed']}.pt"
     start = time.process_time()
     network, _ = mtp.prune(
         copy.deepcopy(it.model),
@@ -88,25 +115,24 @@ def _fastnas(bench: Bench, row: Row) -> Row:
             "data_loader": list(calibration.images.split(128)),
             "collect_func": lambda images: images,
             "score_func": top1,
-            "checkpoint": str(bench.runs / f"{row['name']}-{row['method']}-{row['seed']}.pt"),
+            "checkpoint": str(kept),
             "verbose": False,
         },
     )
-    seconds = time.process_time() - start
-    return {
-        **row,
-        "scored": scores[0],
-        "seconds": seconds,
-        **_worth(bench, it, network, row["seed"]),
-    }
+    spent = {"scored": scores[0], "seconds": time.process_time() - start}
+    # Its map serves all budgets: what it took belongs to each of them.
+    known = kept.with_suffix(".json")
+    whole = json.loads(known.read_text()) if known.exists() else spent
+    known.write_text(json.dumps(whole))
+    return {**row, **whole, **_worth(bench, it, network, row["seed"])}
 
 
 def _torch_pruning(bench: Bench, row: Row) -> Row:
     """Returns the row of Torch-Pruning: "torch_pruning-SCOPE-CRITERION".
 
     SCOPE is "uniform", all layers by one ratio, or "global", one threshold for all; CRITERION is "l1" or "l2", of the
-    first layer of a group, or "group", the l2 norm over all of its layers. It prunes in small steps, as its examples
-    do, until the budget is met.
+    first layer of a group, or "group", the l2 norm over all of its layers; scores are divided by their mean in each
+    group, its default. It prunes in small steps, as its examples do, until the budget is met.
     """
     import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
@@ -126,9 +152,9 @@ def _torch_pruning(bench: Bench, row: Row) -> Row:
         iterative_steps=STEPS,
         ignored_layers=[_last_linear(network)],
     )
-    most = row["macs"] * tp.utils.count_ops_and_params(network, example)[0]
+    most = row["macs"] * _macs(network, example)
     for _ in range(STEPS):
-        if tp.utils.count_ops_and_params(network, example)[0] <= most:
+        if _macs(network, example) <= most:
             break
         pruner.step()
     else:
@@ -136,6 +162,13 @@ def _torch_pruning(bench: Bench, row: Row) -> Row:
         raise ValueError(msg)
     seconds = time.process_time() - start
     return {**row, "scored": 0, "seconds": seconds, **_worth(bench, it, network, row["seed"])}
+
+
+def _macs(network: nn.Module, example: torch.Tensor) -> int:
+    """Returns the MACs of convolutions and linear layers, as our costs count them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(example)
+    return counter.get_total_flops() // 2
 
 
 def _last_linear(network: nn.Module) -> nn.Module:
@@ -169,7 +202,7 @@ def _ours(bench: Bench, row: Row) -> Row:
         criterion="reader_l2",
         space=bench.config.space,
         seed=row["seed"],
-        run_dir=bench.runs / "-".join(str(row[key]) for key in KEY),
+        run_dir=bench.runs / marked(bench, row["name"]) / "-".join(str(row[key]) for key in KEY),
     )
     seconds = time.process_time() - start
     return {
@@ -189,7 +222,7 @@ def _drawn(data: Data, split: str, count: int) -> Any:  # noqa: ANN401 - a Split
 
 
 def _worth(bench: Bench, it: Loaded, network: nn.Module, seed: int) -> Row:
-    """Returns accuracy before and after training, and cost, of a winner of either, its statistics estimated alike."""
+    """Returns accuracy before and after training, and cost, of what a method leaves, its statistics estimated alike."""
     graph = trace_channels(network, it.data.example)
     space = graph.space(1.0)
     source = Sliced(network, graph, rank_channels(network, graph, "l1"))

@@ -7,11 +7,12 @@
 
 Methods are `fastnas` (with the widths of our space), `fastnas-default` (multiples of 32 channels, its own default),
 `torch_pruning-SCOPE-CRITERION` (uniform or global; l1, l2 or group) and searchers of ours, with `+repair` or without.
-Each search gets `--evaluations` evaluations for a budget, those of a map among them; FastNAS keeps its map for all
-budgets, Torch-Pruning evaluates nothing. "before" is accuracy on test images after batch-norm statistics are estimated
-anew, "after" that after the config's recipe for one epoch of `--images` training images, without a warm-up. The seed
-draws the images that fitness sees, and everything random in search and training. What is in the file of results is not
-measured again: a stopped call goes on. A peer that is not installed, or fails, is named with the reason.
+A search of ours gets `--evaluations` evaluations for a budget, those of a map among them; FastNAS takes what its map
+takes, once for all budgets, which stands in each of its rows; Torch-Pruning evaluates nothing. "before" is accuracy on
+test images after batch-norm statistics are estimated anew, "after" that after the config's recipe for one epoch of
+`--images` training images, without a warm-up. The seed draws the images that fitness sees, and everything random in
+search and training. What is in the file of results is not measured again: a stopped call goes on. A peer that is not
+installed, or fails, is named with the reason.
 
     pip install torch-pruning nvidia-modelopt torchprofile==0.0.4 omegaconf pulp huggingface_hub regex
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -28,11 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 from scipy.stats import t as student
 
+from abcsearch import SEARCHERS
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError
 from abcsearch.files import replace_file
 from experiments.benchmarks.criteria import Bench
-from experiments.benchmarks.peer_methods import DEFAULT, KEY, measured
+from experiments.benchmarks.peer_methods import DEFAULT, KEY, decided, measured
 from experiments.processes import at_least_one, side_by_side
 from experiments.tables import cell, into_page, processors, versions
 
@@ -53,6 +56,10 @@ METHODS = (
         for scope in ("uniform", "global")
         for criterion in ("l1", "l2", "group")
     ),
+)
+METHOD = re.compile(
+    r"fastnas(-default)?|torch_pruning-(uniform|global)-(l1|l2|group)|"
+    rf"({'|'.join(map(re.escape, SEARCHERS))})([+]repair)?"
 )
 PACKAGES = {"fastnas": "nvidia-modelopt", "torch_pruning": "torch-pruning"}
 
@@ -75,12 +82,13 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     yield "| method | seeds | evaluations | search, CPU s | MACs, % | before, % | after, % | - ours |"
     yield "|---|---|---|---|---|---|---|---|"
     whole = [row for row in rows if "skipped" not in row]
-    ours = {row["seed"]: row["after"] for row in whole if row["method"] == DEFAULT}
-    by_method: dict[str, list[Row]] = {}
+    ours = {_paired(row): row["after"] for row in whole if row["method"] == DEFAULT}
+    by_method: dict[tuple[str, int], list[Row]] = {}
     for row in whole:
-        by_method.setdefault(row["method"], []).append(row)
-    for method, mine in sorted(by_method.items(), key=lambda item: -_mean(item[1], "after")):
-        changes = [100 * (row["after"] - ours[row["seed"]]) for row in mine if row["seed"] in ours]
+        by_method.setdefault((row["method"], row["evaluations"]), []).append(row)
+    for (method, _), mine in sorted(by_method.items(), key=lambda item: -_mean(item[1], "after")):
+        own = [row for row in mine if _paired(row) in ours]
+        changes = [100 * (row["after"] - ours[_paired(row)]) for row in own]
         cells = [
             f"`{method}`",
             str(len(mine)),
@@ -92,9 +100,17 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
             "" if method == DEFAULT else _difference(changes),
         ]
         yield f"| {' | '.join(cells)} |"
+    reasons: dict[str, list[str]] = {}
     for row in rows:
         if "skipped" in row:
-            yield f"\n`{row['method']}`, seed {row['seed']}: {row['skipped']}"
+            reasons.setdefault(row["skipped"], []).append(f"`{row['method']}`")
+    for reason, methods in reasons.items():
+        yield f"\n{', '.join(dict.fromkeys(methods))}: {reason}"
+
+
+def _paired(row: Row) -> tuple[int, int]:
+    """Returns what two rows have in common whose difference counts."""
+    return row["evaluations"], row["seed"]
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:
@@ -117,7 +133,8 @@ class Results:
 
     Attributes:
         rows: by their key.
-        machines: what they were measured with, a line for each kind of method.
+        settings: what the rows of each network have in common.
+        machines: what the rows of each network and package were measured with.
     """
 
     def __init__(self, file: Path) -> None:
@@ -159,11 +176,11 @@ class Results:
 
     def add(self, row: Row) -> None:
         """Adds a row, and writes the file."""
-        kind = row["method"].partition("-")[0]
-        packages = ["torch", *([PACKAGES[kind]] if kind in PACKAGES else [])]
+        package = PACKAGES.get(row["method"].partition("-")[0])
         self.rows[tuple(row[key] for key in KEY)] = row
         if "skipped" not in row:
-            self.machines[PACKAGES.get(kind, "")] = f"{processors()}; {versions(*packages)}"
+            used = versions("torch", *([package] if package else []))
+            self.machines[f"{row['name']}, {package or 'ours'}"] = f"{processors()}; {used}"
         lines = ",\n".join(json.dumps(known) for known in self.rows.values())
         head = json.dumps({"settings": self.settings, "machines": self.machines})
         text = f'{head.removesuffix("}")}, "rows": [\n{lines}\n]}}\n'
@@ -171,26 +188,27 @@ class Results:
 
     def written(self) -> str:
         """Returns the tables and what they were measured with."""
-        return f"{tables(list(self.rows.values()))}\n\nOne thread; {' / '.join(sorted(set(self.machines.values())))}."
+        if not self.rows:
+            msg = f"{self.file} has no rows yet; without --redraw they are made"
+            raise ConfigError(msg)
+        legend = f"Means over seeds ± standard deviation; difference to ours (`{DEFAULT}`), seed by seed, ± half of its 95"
+        machines = " / ".join(sorted(set(self.machines.values())))
+        return f"{tables(list(self.rows.values()))}\n\n{legend} % interval (Student's t). One thread; {machines}."
 
 
 def _measure(arguments: argparse.Namespace, results: Results) -> None:
     """Measures what is asked for and not in the file of results, which gets every row as it is known."""
-    config = read_config(arguments.config, arguments.set)
+    if wrong := [method for method in arguments.methods if not METHOD.fullmatch(method)]:
+        msg = f"there is no method {wrong[0]!r}: fastnas, fastnas-default, torch_pruning-uniform-l1 and the like, or a searcher"
+        raise ConfigError(f"{msg} of ours, with or without +repair")
     bench = Bench(
-        config=config,
+        config=read_config(arguments.config, arguments.set),
         images=arguments.images,
         scored=arguments.scored,
         trials=0,
         runs=arguments.runs,
     )
-    settings = {
-        "finetune": repr(config.finetune),
-        "space": repr(config.space),
-        "images": arguments.images,
-        "scored": arguments.scored,
-    }
-    results.begin(arguments.name, settings, anew=arguments.anew)
+    results.begin(arguments.name, decided(bench), anew=arguments.anew)
     pieces = {}
     for seed in arguments.seeds:
         for macs in arguments.macs:

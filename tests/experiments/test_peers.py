@@ -96,7 +96,37 @@ def test_tables_have_differences_seed_by_seed():
     assert lines[1].endswith("| 81.0 ± 1.0 |  |")
     assert lines[2].endswith("| 77.0 ± 1.0 | -4.0 ± 5.0 |")
     assert lines[2].startswith("| `fastnas` | 3 | 4 | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 |")
-    assert "`torch_pruning-global-l1`, seed 0: no such thing" in text
+    assert "`torch_pruning-global-l1`: no such thing" in text
+
+
+def test_rows_of_other_numbers_of_evaluations_are_rows_of_their_own():
+    rows = [row(DEFAULT, seed) for seed in range(2)] + [row(DEFAULT, 0, evaluations=110, after=0.9)]
+    rows += [row("random", seed) for seed in range(2)]
+    lines = [line for line in peers.tables(rows).splitlines() if line.startswith("| `")]
+    assert [line.split("|")[2].strip() for line in lines] == ["1", "2", "2"]
+    assert {line.split("|")[-2].strip() for line in lines} == {"", "+0.0 ± 0.0"}
+
+
+@pytest.mark.parametrize(
+    "method", ["fastnas-defualt", "torch_pruning-global", "respons", "+repair"]
+)
+def test_methods_that_are_none_are_refused(call, method):
+    with pytest.raises(SystemExit, match=f"there is no method {method!r}".replace("+", "[+]")):
+        call("--methods", method)
+
+
+def test_without_rows_there_is_no_table(call):
+    with pytest.raises(SystemExit, match="has no rows yet"):
+        call("--redraw")
+
+
+def test_runs_of_other_settings_go_to_other_folders(call, tmp_path):
+    """Measured anew is measured, not taken from a run folder of before."""
+    call("--methods", "random", "--macs", "0.5")
+    call("--methods", "random", "--macs", "0.5", "--set", "pretrain.lr=0.01", "--anew")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    with pytest.raises(SystemExit, match=r"pretrain was .*\(--anew\)"):
+        call("--methods", "random", "--macs", "0.5", "--set", "pretrain.lr=0.02")
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
