@@ -279,7 +279,7 @@ def _pytorchcv() -> Iterable[tuple[str, Network]]:
             yield name, Network(build, _image(size))
     for name in _words(
         "icnet_resnetd50b_cityscapes fastscnn_cityscapes cgnet_cityscapes dabnet_cityscapes sinet_cityscapes "
-        "lednet_cityscapes contextnet_cityscapes enet_cityscapes "
+        "lednet_cityscapes enet_cityscapes "
         "linknet_cityscapes segnet_cityscapes unet_cityscapes erfnet_cityscapes "
         "esnet_cityscapes edanet_cityscapes fpenet_cityscapes pspnet_resnetd50b_voc deeplabv3_resnetd50b_voc "
         "fcn8sd_resnetd50b_voc danet_resnetd50b_cityscapes bisenet_resnet18_celebamaskhq"
@@ -323,26 +323,18 @@ def _spandrel() -> Iterable[tuple[str, Network]]:
         ),
         "PLKSR": ("PLKSR.__arch.PLKSR", blocks, 32),
         "RealPLKSR": ("PLKSR.__arch.RealPLKSR", blocks, 32),
-        "SCUNet": ("SCUNet.__arch.SCUNet", {"dim": 16}, 64),
         "HAT": (
             "HAT.__arch.HAT",
-            {**windows, **named, "depths": (2,), "num_heads": (2,)},
+            {**windows, **named, "depths": (2,), "num_heads": (2,), "squeeze_factor": 4},
             32,
         ),
-        "DAT": ("DAT.__arch.DAT", {**windows, "depth": [2], "split_size": [4, 4]}, 32),
+        "DAT": (
+            "DAT.__arch.DAT",
+            {**windows, "embed_dim": 48, "depth": [2], "split_size": [4, 4]},
+            32,
+        ),
         "MoSR": ("MoSR.__arch.mosr_arch", {}, 32),
         "CRAFT": ("CRAFT.__arch.CRAFT", {}, 32),
-        "DnCNN": ("DnCNN.__arch.DnCNN", {"in_nc": 3, "out_nc": 3, "nc": 16, "nb": 4}, 32),
-        "Restormer": (
-            "Restormer.__arch.restormer_arch",
-            {
-                "dim": 8,
-                "num_blocks": [1, 1, 1, 1],
-                "heads": [1, 2, 4, 8],
-                "num_refinement_blocks": 1,
-            },
-            32,
-        ),
     }
     for name, (module, options, size) in sizes.items():
         build = _call(f"spandrel.architectures.{module}", name, **options)

@@ -199,7 +199,7 @@ class Results:
 def _measure(arguments: argparse.Namespace, results: Results) -> None:
     """Measures what is asked for and not in the file of results, which gets every row as it is known."""
     if wrong := [method for method in arguments.methods if not METHOD.fullmatch(method)]:
-        msg = f"there is no method {wrong[0]!r}: fastnas, fastnas-default, torch_pruning-uniform-l1 and so on, or a searcher"
+        msg = f"there is no method {wrong[0]!r}: fastnas, fastnas-default, torch_pruning-global-l1 and so on, or a searcher"
         raise ConfigError(f"{msg} of ours, with or without +repair")
     bench = Bench(
         config=read_config(arguments.config, arguments.set),
