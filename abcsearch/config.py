@@ -6,7 +6,7 @@ seed, n_trials, criterion, max_failures, baselines, known, rewind      top level
 [pretrain]   training recipe of the base network: preset, and changes to it
 [budget]     macs, params, flops; or [[budgets]], several of them that are searched in one run
 [[peers]]    name, macs, accuracy: of networks of others, for the report of several budgets
-[space]      alpha, step, lowest, levels, divisor, fixed, renormalise, hardware
+[space]      alpha, step, lowest, levels, divisor, fixed, renormalise, bake, ranks, hardware
 [latency]    where and how forward time is measured: runtime, threads, batch, repeats, finalists, check
 [searcher]   name, and the searcher's own options
 [evaluator]  name, and the evaluator's own options

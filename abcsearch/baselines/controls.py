@@ -66,7 +66,7 @@ def rewound(task: Any) -> Source:  # noqa: ANN401 - a task
         msg += "Train it by [pretrain], or leave the baseline out"
         raise ConfigError(msg)
     settings = task.settings
-    network = settings.model.build(settings.seed).eval()
+    network = settings.space.plain(settings.model.build(settings.seed)).eval()
     if task.early is not None and task.early.exists():
         network.load_state_dict(load_file(task.early))
     elif task.early is not None and task.early.with_name("base.safetensors").exists():

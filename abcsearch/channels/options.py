@@ -33,6 +33,8 @@ class SpaceOptions(WidthOptions):
         fixed: paths of modules whose output channels all stay.
         renormalise: whether norms over channels (layer norm ...) are computed over the channels that are left;
             otherwise they fix their channels.
+        bake: whether weights that the network computes anew at every use (weight norm, spectral norm, pruning masks) are
+            plain ones in the copy that is searched; otherwise such layers stay as they are.
         ranks: whether layers may also become products of two smaller ones, whose ranks are searched with the widths.
         hardware: whether only widths are offered that are fast where [latency] says that the network will run, as
             measured when the run begins: at every keep ratio the largest of them.
@@ -40,6 +42,7 @@ class SpaceOptions(WidthOptions):
 
     fixed: tuple[str, ...] = ()
     renormalise: bool = True
+    bake: bool = True
     ranks: bool = False
     hardware: bool = False
 
@@ -52,7 +55,14 @@ class SpaceOptions(WidthOptions):
     @classmethod
     def recorded(cls, **plain: Any) -> SpaceOptions:  # noqa: ANN401 - plain values
         """Returns the options that a run has recorded; one that does not say has been made before norms could go."""
-        return cls(**{"renormalise": False, **plain})
+        return cls(**{"renormalise": False, "bake": False, **plain})
+
+    def plain(self, model: nn.Module) -> nn.Module:
+        """Returns the network that is searched: itself, or a copy in which all weights are plain, see `baked`."""
+        # Here, since what a config says is read without torch
+        from abcsearch.channels.baking import baked
+
+        return baked(model) if self.bake else model
 
     def traced(
         self, model: nn.Module, example: torch.Tensor | tuple[Any, ...] | Example

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from abcsearch.channels.baking import bake, computed
 from abcsearch.errors import ExportError, ModelError
 from abcsearch.exporting.compressed import pack
 from abcsearch.exporting.plan_checks import unfit_sizes
@@ -25,7 +26,7 @@ from abcsearch.training.checkpoints import tensors_hash
 from abcsearch.transforms.factors import Factorised, full_ranks, skeleton
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from abcsearch.transforms.factors import Method
@@ -60,6 +61,7 @@ def write_export_folder(
     plan = {
         "format": FORMAT,
         "constructor": {"name": record.name, "options": dict(record.options)},
+        **_baked(original, model),
         "dropped": _drop(original, model),
         **_split(original, model),
         "layers": _changed_sizes(original, model),
@@ -136,7 +138,9 @@ def read_sizes(folder: Path, *, trust: bool = False) -> tuple[Constructor, dict[
     """
     plan, tensors, trusted = read_plan(folder)
     sizes = {
-        key: plan[key] for key in ("dropped", "factorised", "layers", "strides") if key in plan
+        key: plan[key]
+        for key in ("baked", "dropped", "factorised", "layers", "strides")
+        if key in plan
     }
     shapes = {
         name: [plan["tensors"][name], list(tensors[name].shape)]
@@ -172,7 +176,9 @@ def with_sizes(model: nn.Module, sizes: Mapping[str, Any], where: str) -> nn.Mod
     before = {name: shape for name, (shape, _) in sizes["shapes"].items()}
     after = {name: shape for name, (_, shape) in sizes["shapes"].items()}
     inside = tuple(f"{path}." for path in sizes["dropped"])
-    _factorise(model, sizes.get("factorised", {}))  # its tensors are those of the factors
+    # Its tensors are those of the baked layers and of the factors
+    _bake(model, sizes.get("baked", []))
+    _factorise(model, sizes.get("factorised", {}))
     tensors = {
         name: torch.zeros(after.get(name, t.shape), dtype=t.dtype)
         for name, t in _tensors(model).items()
@@ -190,7 +196,8 @@ def _reshape(
     Raises:
         ExportError: if it is another network than the plan was written for, or its numbers contradict its tensors.
     """
-    problems = _factorise(model, plan.get("factorised", {}))
+    problems = _bake(model, plan.get("baked", []))
+    problems += _factorise(model, plan.get("factorised", {}))
     modules = dict(model.named_modules())
     problems += [
         f"{path} is missing" for path in (*plan["dropped"], *plan["layers"]) if path not in modules
@@ -258,6 +265,21 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         msg = f"the state of the model holds more than parameters and buffers: {', '.join(other)}"
         raise ExportError(msg)
     return tensors
+
+
+def _baked(original: nn.Module, model: nn.Module) -> dict[str, list[str]]:
+    """Bakes in the original the layers whose weights are plain in the network to export; returns their paths."""
+    plain = {path for path, _ in model.named_modules()} - computed(model).keys()
+    paths = [path for path in computed(original) if path in plain]
+    bake(original, paths)
+    return {"baked": paths} if paths else {}
+
+
+def _bake(model: nn.Module, paths: Sequence[str]) -> list[str]:
+    """Makes weights plain that layers compute; returns what is not there."""
+    modules = dict(model.named_modules())
+    bake(model, [path for path in paths if path in modules])
+    return [f"{path} is missing" for path in paths if path not in modules]
 
 
 def _drop(original: nn.Module, model: nn.Module) -> list[str]:

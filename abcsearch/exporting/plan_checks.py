@@ -44,6 +44,7 @@ def plan_problems(plan: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[st
     yield from wrong
     if not wrong:
         yield from _constructor(plan["constructor"])
+        yield from _baked(plan.get("baked", []))
         yield from _dropped(plan["dropped"])
         yield from _factorised(plan.get("factorised", {}), plan["dropped"])
         yield from _layers(plan["layers"])
@@ -112,6 +113,12 @@ def _constructor(table: Mapping[str, Any]) -> Iterator[str]:
                 if key in table
                 else f"constructor.{key} is missing"
             )
+
+
+def _baked(paths: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
+    """Yields what is wrong in plan["baked"]: paths of modules."""
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        yield f"baked is {paths!r:.80}"
 
 
 def _dropped(paths: list[Any]) -> Iterator[str]:

@@ -183,6 +183,7 @@ def inspect_model(
     Raises:
         TraceError: if the network cannot be traced.
     """
+    model = options.plain(model)
     graph = graph_of(model, example_input, options)
     try:
         choices, size = (

@@ -344,7 +344,7 @@ def open_so_far(
     folder = RunFolder(run_dir)
     config = _config(folder, trust=trust)
     config = _here(config)
-    model, data = config.model.build(config.seed), load(config)
+    model, data = config.space.plain(config.model.build(config.seed)), load(config)
     load_base(model, folder.base)
     task = Task.of(model.eval(), data, config, folder=folder)
     _check_identity(folder, identity(task))

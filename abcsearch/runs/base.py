@@ -90,7 +90,7 @@ def _train_early(config: RunConfig, file: Path, data: Data) -> None:
     doing(
         f"training the base network once more, {plural(config.rewind, 'epoch')}, for its early weights"
     )
-    model = config.model.build(config.seed)
+    model = config.space.plain(config.model.build(config.seed))
 
     def on_epoch(done: int, total: int, loss: float) -> None:
         del total, loss

@@ -112,16 +112,18 @@ def _other(key: str, settings: SearchSettings) -> str:
 def as_begun(settings: S, folder: RunFolder) -> S:
     """Returns settings as the run that a folder holds was begun with, where that is older than an option.
 
-    Before there was `space.renormalise`, norms over channels fixed them: such a run keeps its space. Before there was
-    `latency.finalists`, the best trials were not measured: such a run keeps its winner.
+    Before there was `space.renormalise`, norms over channels fixed them, and before there was `space.bake`, weights that
+    are computed: such a run keeps its space. Before there was `latency.finalists`, the best trials were not measured:
+    such a run keeps its winner.
     """
     try:
         records = [folder.read_json(name) for name in ("run.json", "front.json")]
     except RunError:  # damaged: whoever needs it says so
         return settings
     held = [record["settings"] for record in records if record is not None and "settings" in record]
-    if _lacks(held, "space", "renormalise"):
-        settings = replace(settings, space=replace(settings.space, renormalise=False))
+    for option in ("renormalise", "bake"):
+        if _lacks(held, "space", option):
+            settings = replace(settings, space=replace(settings.space, **{option: False}))
     if _lacks(held, "latency", "finalists"):
         settings = replace(settings, latency=replace(settings.latency, finalists=0))
     return settings

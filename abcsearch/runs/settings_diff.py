@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 _LONGEST = 40  # of a value that is shown
 _MOST = 12  # differences that are listed
 # What runs did that do not say
-_BEFORE: dict[str, dict[str, Any]] = {"space": {"renormalise": False}, "latency": {"finalists": 0}}
+_BEFORE: dict[str, dict[str, Any]] = {
+    "space": {"renormalise": False, "bake": False},
+    "latency": {"finalists": 0},
+}
 
 
 def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str, Any]:

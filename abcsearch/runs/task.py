@@ -103,7 +103,7 @@ class Task:
         """Traces and ranks the network and binds the budget.
 
         Args:
-            model: the network.
+            model: the network; where weights are baked, the task has a copy.
             data: its data.
             settings: of the run.
             trained: whether the weights are final; if not, the ranking is a draft (see `reranked`).
@@ -125,6 +125,7 @@ class Task:
             msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
             raise ModelError(msg)
         options = settings.space
+        model = options.plain(model)
         doing("tracing the network")
         try:
             graph = graph_of(model, data.example, options)

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from abcsearch.channels.gates import gated
+from abcsearch.channels.baking import baked
 from abcsearch.channels.groups import ChannelGraph, UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -102,6 +103,8 @@ def checked(name: str) -> Row:
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnsupportedOpWarning)
+        warnings.filterwarnings("ignore", "tensors of the network are computed")
+        model = baked(model)
         graph = trace_channels(model, example)
     seconds = time.process_time() - start
     full = [group.channels for group in graph.prunable]

@@ -25,7 +25,6 @@ NOTHING = (
 )
 REFUSED = {
     "spandrel/SPAN": "writes to the parameter conv_1.eval_conv.weight in place",
-    "super_image/Awsrn": "cannot be copied: .*weights that are computed by a hook",
 }
 
 

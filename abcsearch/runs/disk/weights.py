@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from abcsearch.channels.baking import bake, computed
 from abcsearch.errors import CheckpointError
 from abcsearch.exporting.compressed import unpack
 from abcsearch.files import CHECKSUM
@@ -177,10 +178,23 @@ def _more_than_weights(path: Path, error: str) -> str:
 def load_brought(model: nn.Module, path: str | Path) -> None:
     """Loads the weights of a checkpoint of the user's into a network in place, as `load_checkpoint`.
 
+    Where the network computes weights (weight norm ...) and the file has plain ones, as that of a run's base network
+    has, they are plain in the network afterwards.
+
     Raises:
         CheckpointError: also if weights are NaN or infinite: every score of the network would be.
     """
-    load_checkpoint(model, path)
+    try:
+        load_checkpoint(model, path)
+    except CheckpointError as error:
+        layers = computed(model)
+        if not layers:
+            raise
+        bake(model, layers)
+        try:
+            load_checkpoint(model, path)
+        except CheckpointError:
+            raise error from None
     odd = [
         f"{name} ({int((~tensor.isfinite()).sum())} of {tensor.numel():,})"
         for name, tensor in model.state_dict().items()
