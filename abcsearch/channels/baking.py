@@ -87,7 +87,7 @@ def _said(layers: Mapping[str, list[str]]) -> str:
 
 def _names(layer: nn.Module) -> list[str]:
     """Returns the names of the tensors that a layer computes."""
-    parametrised = list(layer.parametrizations) if parametrize.is_parametrized(layer) else []
+    parametrised: Any = layer.parametrizations if parametrize.is_parametrized(layer) else ()
     return [*parametrised, *_hooks(layer)]
 
 
