@@ -8,9 +8,9 @@
 
 The base network of a config is trained (or loaded), random structures of some share of its MACs are fine-tuned with the
 config's recipe, twice with different seeds, and scored on the test images: the mean is the truth. Every fitness sees
-search-validation only. Criteria: the same structures, sliced, scored by the default fitness and fine-tuned (once) with
-each. Where the config prepares something (`--set prepare=slimmable --criteria`), the same structures are cut out of what
-is prepared, scored and fine-tuned from there.
+search-validation only, with the config's criterion. Criteria: the same structures, sliced, scored by the default
+fitness and fine-tuned (once) with each. Where the config prepares something (`--set prepare=slimmable --criteria`), the
+same structures are cut out of what is prepared, scored and fine-tuned from there.
 Chosen: the truth of the structure of highest fitness.
 ± is the spread over seeds; of one seed, parentheses have 95 % intervals: the structures drawn anew with replacement.
 Finished structures are kept in --runs; a stopped call goes on, also with more of them. What was found is written to
@@ -67,6 +67,14 @@ SCORED: dict[str, tuple[str, dict[str, Any]]] = {
     "as sliced": ("adaptive_bn", {"calibration_images": 0}),
     "AdaptiveBN, 128 images": ("adaptive_bn", {"calibration_images": 128, "batch_size": 128}),
     "AdaptiveBN, 512 images": ("adaptive_bn", {"calibration_images": 512, "batch_size": 128}),
+    "AdaptiveBN, 512 images, not repaired": (
+        "adaptive_bn",
+        {"calibration_images": 512, "batch_size": 128, "repair": "none"},
+    ),
+    "AdaptiveBN, 512 images, repaired layer by layer": (
+        "adaptive_bn",
+        {"calibration_images": 512, "batch_size": 128, "repair": "sequential"},
+    ),
     "AdaptiveBN, 1024 images": ("adaptive_bn", {"calibration_images": 1024, "batch_size": 128}),
     "AdaptiveBN, 1024 images, batch 32": (
         "adaptive_bn",
@@ -94,7 +102,7 @@ class Part:
     Attributes:
         config: network, data, space and recipe.
         seed: of the base network, the split, the structures and the fine-tuning.
-        criterion: ranks channels; fitnesses other than `AdaptiveBN` are for the first one, l1.
+        criterion: ranks channels; fitnesses other than `AdaptiveBN` are for the config's alone.
         structures: how many.
         macs: lowest and highest share of the full network's.
         turns: how often each is fine-tuned.
@@ -273,7 +281,7 @@ def main() -> None:
         "--criterion-seeds",
         type=int,
         default=2,
-        help="how many of the seeds criteria get besides l1",
+        help="how many of the seeds criteria get besides the config's",
     )
     parser.add_argument("--structures", type=at_least_one, default=40)
     parser.add_argument(
@@ -285,7 +293,9 @@ def main() -> None:
     parser.add_argument(
         "--fitness", nargs="+", choices=SCORED, default=list(SCORED), metavar="NAME"
     )
-    parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), help="besides l1")
+    parser.add_argument(
+        "--criteria", nargs="*", default=list(CRITERIA), help="besides the config's"
+    )
     parser.add_argument("--workers", type=at_least_one, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-fitness"))
     parser.add_argument(
@@ -330,7 +340,7 @@ def results(file: Path) -> dict[str, Any]:
         raise ConfigError(msg)
     found = _read(file)
     criteria = found.get("criteria") if isinstance(found, dict) else None
-    if not (isinstance(criteria, dict) and criteria.get("l1") and "machine" in found):
+    if not (isinstance(criteria, dict) and criteria and "machine" in found):
         msg = f"{file} holds something else than results of this benchmark"
         raise ConfigError(msg)
     return found
@@ -363,7 +373,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             f"{arguments.runs} holds other measurements: {'; '.join(others)}; give another --runs"
         )
     replace_file(settings, lambda path: path.write_text(json.dumps(now)))
-    names = list(dict.fromkeys(["l1", *arguments.criteria]))
+    usual = config.criteria[0]
+    names = list(dict.fromkeys([usual, *arguments.criteria]))
     parts = [
         Part(
             config=config,
@@ -371,11 +382,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
             criterion=criterion,
             structures=arguments.structures,
             macs=tuple(arguments.macs),
-            turns=arguments.turns if criterion == "l1" else 1,
-            scored=tuple(scored if criterion == "l1" else (SCREEN,)),
+            turns=arguments.turns if criterion == usual else 1,
+            scored=tuple(scored if criterion == usual else (SCREEN,)),
         )
         for criterion in names
-        for seed in arguments.seeds[: None if criterion == "l1" else arguments.criterion_seeds]
+        for seed in arguments.seeds[: None if criterion == usual else arguments.criterion_seeds]
     ]
     files = {
         part: [

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from abcsearch.channels.gates import gated
 from abcsearch.channels.baking import baked
+from abcsearch.channels.gates import gated
 from abcsearch.channels.groups import ChannelGraph, UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model

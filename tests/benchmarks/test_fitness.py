@@ -151,7 +151,7 @@ def test_it_runs_and_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
         assert words in printed[0].out
     files = [
         tmp_path / "runs" / f"0-{criterion}-{number}.json"
-        for criterion in ("l1", "l2")
+        for criterion in ("reader_l2", "l2")
         for number in range(6)
     ]
     assert sorted(line.partition(" ")[2] for line in printed[0].err.splitlines()) == sorted(
@@ -214,7 +214,7 @@ def test_the_same_structures_are_measured_after_a_preparation(
         monkeypatch.setattr("sys.argv", ["fitness", *call, *words])
         fitness.main()
     plain, slimmable = (
-        fitness.gathered(sorted((tmp_path / name).glob("0-l1-*.json"))) for name in ways
+        fitness.gathered(sorted((tmp_path / name).glob("0-reader_l2-*.json"))) for name in ways
     )
     assert plain["macs"] == slimmable["macs"]
     assert plain["full"] == slimmable["full"]
@@ -281,6 +281,7 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch):
         "null",
         '{"machine": "x", "criteria": {}}',
         '{"criteria": {"l2": [1]}}',
+        '{"criteria": [], "machine": ""}',
     ):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(
