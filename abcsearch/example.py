@@ -151,6 +151,7 @@ class Example:
     def run(self, model: nn.Module) -> Any:  # noqa: ANN401 - networks return anything
         """Returns what a network makes of the batch."""
         given = self.fitting(model)
+        given = in_rows(given) if wants_rows(model) else given
         return model(*given.args, **given.kwargs)
 
     def named(self, model: nn.Module) -> list[str]:
@@ -168,11 +169,36 @@ class Example:
 
 
 Inputs = torch.Tensor | Example  # a batch of what a network takes
+ROWS = "_abcsearch_rows"  # attribute of a network: whether it runs on batches that lie row by row alone
+
+
+def wants_rows(model: Any) -> bool:  # noqa: ANN401 - a network, or what is called like one
+    """Returns whether a network is known to run on batches that lie row by row alone."""
+    return bool(getattr(model, "__dict__", {}).get(ROWS))
 
 
 def run_on(model: Any, inputs: Inputs) -> Any:  # noqa: ANN401 - a network, or what is called like one
     """Returns what a network makes of a batch, whatever that consists of."""
-    return inputs.run(model) if isinstance(inputs, Example) else model(inputs)
+    if isinstance(inputs, Example):
+        return inputs.run(model)
+    return model(in_rows(inputs) if wants_rows(model) else inputs)
+
+
+def in_rows(inputs: Inputs) -> Inputs:
+    """Returns a batch whose tensors lie row by row, by their strides as well.
+
+    Of a single channel either layout is "contiguous", and a convolution looks at the strides.
+    """
+    if isinstance(inputs, Example):
+        return inputs.mapped(lambda x: in_rows(x) if isinstance(x, torch.Tensor) else x)
+    if inputs.layout is not torch.strided:
+        return inputs
+    strides = torch.empty(inputs.shape, device="meta").stride()
+    return (
+        inputs
+        if inputs.stride() == strides
+        else inputs.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def repeated(inputs: Inputs, count: int) -> Inputs:

@@ -44,6 +44,7 @@ class ChannelGraph:
         unsupported: operations without a rule, with the reason each.
         kinds: the class of every module by path.
         norms: what is computed over channels together, for those of prunable groups.
+        bare: the names of parameters that forward takes out of a module and computes with itself.
         ranks: the layers that may become products of two smaller ones, see `with_ranks`.
         unranked: by the path of every other layer, why it stays whole; only where ranks were asked for.
     """
@@ -58,6 +59,7 @@ class ChannelGraph:
     unsupported: tuple[str, ...] = field(repr=False)
     kinds: dict[str, type[nn.Module]] = field(repr=False)
     norms: tuple[ChannelNorm, ...] = field(default=(), repr=False)
+    bare: frozenset[str] = field(default=frozenset(), repr=False)
     ranks: tuple[LayerRank, ...] = field(default=(), repr=False)
     unranked: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 

@@ -15,12 +15,14 @@ from abcsearch.channels.blocks import find_blocks
 from abcsearch.channels.flow import Classes, Flow
 from abcsearch.channels.graph import ChannelGraph
 from abcsearch.channels.group import ChannelGroup, ChannelNorm, Member, SizeAttribute
+from abcsearch.channels.layout import fit_layout
 from abcsearch.channels.norms import Norms
+from abcsearch.channels.outline import kind_of
 from abcsearch.channels.propagate import propagate, tensor_names
 from abcsearch.channels.selfcheck import misfits
 from abcsearch.channels.trace import trace_operations
 from abcsearch.errors import TraceError, UnsupportedOpError, unknown_name
-from abcsearch.example import Example
+from abcsearch.example import Example, in_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +70,9 @@ def trace_channels(
     """
     if unknown not in ("fix", "raise"):
         raise TraceError(unknown_name("value of unknown", str(unknown), ("fix", "raise")))
-    operations, example, batch = _one_image(model, Example.of(example_input))
+    example = Example.of(example_input)
+    fit_layout(model, example)
+    operations, example, batch = _one_image(model, in_rows(example))
     names = tensor_names(operations)
     flow = Flow(canonical=names[0], sizes=names[1], batch=batch, norms=Norms(allowed=renormalise))
     operands = propagate(flow, operations)
@@ -144,13 +148,21 @@ def _assembled(flow: Flow, traced: _Traced) -> tuple[ChannelGraph, list[NDArray[
         trainable=frozenset(parameters),
         calls=traced.calls,
         unsupported=flow.unsupported(classes),
-        kinds={path: type(module) for path, module in operations.modules.items()},
+        kinds={path: kind_of(module) for path, module in operations.modules.items()},
         norms=_norms(flow, classes, groups, lanes),
+        bare=_bare(flow, operations),
     )
     group_of = lanes[classes.label, 0]
     return graph, [
         np.flatnonzero(group_of == i) for i, group in enumerate(groups) if group.fixed is None
     ]
+
+
+def _bare(flow: Flow, operations: OperationGraph) -> frozenset[str]:
+    """Returns the canonical names of the parameters that forward computes with itself."""
+    parameters = dict(operations.modules[""].named_parameters(remove_duplicate=False))
+    names = {str(node.target) for node in operations.nodes if node.op == "get_attr"}
+    return frozenset(flow.canonical[id(parameters[name])] for name in names & parameters.keys())
 
 
 def _one_image(model: nn.Module, example: Example) -> tuple[OperationGraph, Example, int]:
@@ -278,14 +290,19 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
         )
         name = _group_name(flow, classes, labels)
         same = sum(group.name.partition("#")[0] == name for group in groups)
+        if len(labels) == 1:
+            several = any(len(member.entries) > 1 for member in members if not member.reads)
+            reason = reason or (
+                "its channels go all together" if several else "it has only one channel"
+            )
         groups.append(
             ChannelGroup(
                 name=f"{name}#{same + 1}" if same else name,
                 channels=len(labels),
                 kind="stage" if residual else "filter",
-                fixed=reason or ("it has only one channel" if len(labels) == 1 else None),
+                fixed=reason,
                 members=members,
-                renormalises=bool(reason is None and len(labels) > 1 and together[labels].any()),
+                renormalises=bool(reason is None and together[labels].any()),
             )
         )
     return tuple(groups), lanes

@@ -115,8 +115,8 @@ def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
     """Returns the layers that read channels of prunable groups, in the order of the network's modules.
 
     These are the convolutions, transposed ones without conv groups among them, and linear layers, with torch's own
-    forward, whose weight is a parameter that the graph knows, read along one axis and nothing else, and no other
-    module's: a tied weight cannot be fitted to one of its uses.
+    forward, whose weight is a parameter that the graph knows, read along one axis and nothing else, no other module's,
+    and not used by forward besides: a tied weight cannot be fitted to one of its uses.
 
     Args:
         model: the network that `graph` was traced on.
@@ -129,7 +129,7 @@ def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
     targets = {
         id(tensors[target.name]): target
         for target in plan_of(graph).targets
-        if len(target.sums) == 1
+        if len(target.sums) == 1 and target.name not in graph.bare
     }
     users: dict[int, list[str]] = {}
     for path, module in modules.items():
@@ -138,10 +138,10 @@ def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
     makes = {
         (m.parameter, m.axis) for group in graph.prunable for m in group.members if not m.reads
     }
+    shared = {key for key, paths in users.items() if len(paths) > 1}
+    shared |= {id(tensors[name]) for name in graph.bare}
     readers = [
-        _reader(
-            path, modules[path], targets[key], tied=len(users.get(id(modules[path].bias), ())) > 1
-        )
+        _reader(path, modules[path], targets[key], tied=id(modules[path].bias) in shared)
         for key, (path, *others) in users.items()
         if key in targets and not others and _fits(modules[path])
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import fx
 
 from abcsearch.errors import TraceError
 
@@ -284,9 +285,14 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """Returns the class of a module; of those of torch.fx, of which every copy has one of its own, what all are."""
+    return fx.GraphModule if isinstance(module, fx.GraphModule) else type(module)
+
+
 def _check_kinds(modules: dict[str, nn.Module], graph: ChannelGraph) -> None:
     """Raises TraceError if the network has other modules than the one that was traced."""
-    kinds = {path: type(module) for path, module in modules.items()}
+    kinds = {path: kind_of(module) for path, module in modules.items()}
     if kinds != graph.kinds:
         path = next(
             path

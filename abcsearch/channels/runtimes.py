@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abcsearch.channels.layout import fit_layout, laid_out
 from abcsearch.channels.options import RUNTIMES
 from abcsearch.errors import ModelError, one_line
 from abcsearch.example import Example, laid, run_on
@@ -86,7 +87,8 @@ def _clock(threads: int) -> Clock:
 
 def _in_torch(network: nn.Module, batch: Inputs, clock: Clock) -> Pass:
     """Returns a pass in torch, images and weights in the layout that evaluations and reports have."""
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    fit_layout(network, batch)
+    laid_out(network)
     batch = laid(batch)
     device = batch.device
     cuda = device.type == "cuda"

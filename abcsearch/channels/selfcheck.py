@@ -16,6 +16,7 @@ import torch
 from abcsearch.channels.decisions import Decisions
 from abcsearch.channels.fast.cloning import keeping_buffers
 from abcsearch.channels.gates import gated
+from abcsearch.channels.layout import lay_rows
 from abcsearch.channels.orders import Ranking
 from abcsearch.channels.recording import returned_by
 from abcsearch.channels.slicing import slice_model
@@ -54,7 +55,7 @@ def misfits(model: nn.Module, graph: ChannelGraph, example: Example) -> dict[int
         torch_seeded(0, "check"),
         keeping_buffers(model),
     ):
-        trial = _Trial(copy.deepcopy(model).eval(), graph, example)
+        trial = _Trial(lay_rows(copy.deepcopy(model)).eval(), graph, example)
         full, narrow = trial.full, trial.narrow
         if trial.difference(narrow) is None:
             return {}

@@ -14,9 +14,10 @@ from torch import fx, nn
 
 from abcsearch.channels.fast.cloning import keeping_buffers
 from abcsearch.channels.interception import SIZE_ATTRIBUTES, Watched, is_leaf, listening
+from abcsearch.channels.layout import lay_rows
 from abcsearch.channels.recording import Recorder
 from abcsearch.errors import ExampleError, TraceError
-from abcsearch.example import Example, described, line_of
+from abcsearch.example import Example, described, in_rows, line_of
 from abcsearch.formats import first_line
 from abcsearch.rng import torch_seeded
 
@@ -84,10 +85,11 @@ def trace_operations(
     """
     example = Example.of(example_input)
     _check(model, example)
-    example = example.fitting(model)
+    # Row by row, as every network runs that does at all
+    example = in_rows(example.fitting(model))
     # Only outside of inference mode do tensors remember that they were changed in place.
     with torch.inference_mode(mode=False), torch_seeded(0, "trace"), keeping_buffers(model):
-        twin = _twin(model).train(training)
+        twin = lay_rows(_twin(model)).train(training)
         leaves = {path: module for path, module in twin.named_modules() if path and is_leaf(module)}
         for leaf in leaves.values():
             leaf.eval()

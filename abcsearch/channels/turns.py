@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from abcsearch.channels.layout import fitting
 from abcsearch.channels.runtimes import prepared_pass
 from abcsearch.errors import ModelError
 from abcsearch.example import repeated, run_on
@@ -112,11 +113,12 @@ def forward_times(
         raise ModelError(msg)
     modes = [(module, module.training) for model in models for module in model.modules()]
     times: list[list[float]] = [[] for _ in models]
+    batches = [fitting(model, example_input) for model in models]
     try:
         with torch.inference_mode(), torch_threads(threads):
             for counts in _turns(warmup, repeats, seconds):
-                for model, passes in zip(models, times, strict=True):
-                    passed = _timed(model.eval(), example_input)
+                for model, batch, passes in zip(models, batches, times, strict=True):
+                    passed = _timed(model.eval(), batch)
                     passes += [1000 * passed] if counts else []
     finally:
         for module, mode in modes:

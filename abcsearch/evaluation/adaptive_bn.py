@@ -58,7 +58,10 @@ class AdaptiveBN(SlicedEvaluator):
         super().__init__(source, data, options)
         if options.calibration_images and not statistics(source.model):
             name = type(source.model).__name__
-            msg = f"{name} has no running statistics: nothing to calibrate, candidates are scored as sliced"
+            msg = (
+                f"{name} has no running statistics: nothing to calibrate, candidates are scored as "
+            )
+            msg += "sliced" if options.repair == "none" else "sliced and repaired"
             warnings.warn(msg, stacklevel=2)
         elif options.calibration_images:
             if len(data.train) < options.batch_size:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 
 from abcsearch.channels.fixed import Fixed
+from abcsearch.channels.layout import laid_out
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
 from abcsearch.data.images import hardest
@@ -22,7 +23,7 @@ from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.evaluation.utilisation import utilisation
 from abcsearch.rng import torch_seeded, torch_stream
 from abcsearch.training.collected import is_whole
-from abcsearch.training.computing import computing, find_device, laid_out
+from abcsearch.training.computing import computing, find_device
 from abcsearch.training.objectives import METRICS, Objective, find_objective
 from abcsearch.training.scoring import Tally, predict, repeats, score, scoring_batch
 from abcsearch.transforms.ranked import Ranked

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from abcsearch.channels.layout import fitting
 from abcsearch.errors import ExportError, quoted
 from abcsearch.example import Example, Inputs
 from abcsearch.exporting.checking import (
@@ -183,7 +184,7 @@ def _checked_example(model: nn.Module, given: Any) -> Inputs:  # noqa: ANN401 - 
     one = (
         len(example.args) == 1 and not example.kwargs and isinstance(example.args[0], torch.Tensor)
     )
-    return example.args[0] if one else example
+    return fitting(model, example.args[0] if one else example)
 
 
 def _shapes(example: Inputs) -> list[int] | dict[str, list[int]]:

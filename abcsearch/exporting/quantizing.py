@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from abcsearch.channels.layout import fitting
 from abcsearch.errors import ExportError, one_line
 from abcsearch.example import Example, repeated
 from abcsearch.exporting.checking import Frozen, copied, run_checked, wrapped
@@ -61,7 +62,7 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
     chosen = torch.linspace(0, len(data.train) - 1, min(images, len(data.train))).round().long()
     seen = data.train.part(chosen)
     twin, two = copied(model, "cpu"), repeated(data.example, 2)
-    two = two.fitting(twin) if isinstance(two, Example) else two
+    two = fitting(twin, two.fitting(twin) if isinstance(two, Example) else two)
     with torch.inference_mode():
         whole = wrapped(twin, two, run_checked(twin, two))
     program = traced(whole, two)
@@ -72,7 +73,7 @@ def quantize(model: nn.Module, data: Data, *, images: int = 256) -> nn.Module:
         with quiet(), torch.no_grad(), torch_seeded(0, "quantize"):
             observed = prepare_pt2e(graph, _quantizer())
             for batch, _ in seen.batches(_BATCH):
-                given = Example.of(batch).fitting(twin)
+                given = Example.of(fitting(twin, batch)).fitting(twin)
                 observed(*given.args, **given.kwargs)
             made = convert_pt2e(observed)
     except Exception as error:  # of many kinds

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from abcsearch.channels.latency import forward_times
+from abcsearch.channels.layout import laid_out
 from abcsearch.example import laid, repeated
-from abcsearch.training.computing import laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -174,8 +174,10 @@ def warnings_on(looked: Looked) -> Iterator[str]:
     elif looked.gains:
         yield (
             f"calibration brings {_points(metric, looked.gain)}: the statistics in the checkpoint's normalisations are "
-            "not those of these images. Search and fine-tuning go on from calibrated ones, but check that mean, std "
-            f"and size are those that the network was trained with{_odd_pixels(looked)}"
+            "not those of these images. Candidates are calibrated, but repair aims at what the network does with those "
+            "that it has. Check that mean, std and size are those that it was trained with; if they are, calibrate it "
+            'before the search (abcsearch.evaluation.adaptive_bn.calibrate), or set repair = "none" for the evaluator'
+            f"{_odd_pixels(looked)}"
         )
     elif -looked.gain > max(_LOSS if is_share(metric) else math.inf, _SURE * looked.gain_error):
         yield (

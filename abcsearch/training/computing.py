@@ -16,8 +16,6 @@ from abcsearch.training.recipe import TF32, check_computing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
-
 
 def find_device(name: str, precision: str = "float32") -> torch.device:
     """Returns a device of this machine by name; "auto" is CUDA where there is one, else the CPU.
@@ -95,17 +93,3 @@ def computing(
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def laid_out(network: nn.Module, device: torch.device | None = None) -> None:
-    """Moves a network to a device, with weights that are channels_last, in place.
-
-    Those of convolutions of volumes stay contiguous, as their images are.
-    """
-    if not any(tensor.dim() == 5 for tensor in (*network.parameters(), *network.buffers())):
-        network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - overload without it
-        return
-    network.to(device)
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abcsearch.channels.layout import fit_layout, laid_out
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.errors import ModelError
 from abcsearch.rng import torch_seeded
 from abcsearch.training.checkpoints import Checkpoint, images_hash
 from abcsearch.training.checks import check_lesson, check_loss, fitted
-from abcsearch.training.computing import computing, find_device, laid_out
+from abcsearch.training.computing import computing, find_device
 from abcsearch.training.crew import ALONE, Crew
 from abcsearch.training.lesson import lesson_of, whole_of
 from abcsearch.training.mixing import augmented
@@ -109,6 +110,7 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
         pointwise_safely(whole),
         torch_seeded(seed, f"{stream}-forward"),
     ):
+        _fit_layouts([*modules.values(), *lesson.teachers.values()], split)
         laid_out(whole, device)
         whole.train()
         for asked in lesson.teachers.values():
@@ -129,6 +131,13 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
             if on_epoch is not None:
                 on_epoch(training.done, len(shares), loss)
         return training.finished()
+
+
+def _fit_layouts(networks: Iterable[nn.Module], split: Images) -> None:
+    """Finds out how batches have to lie in memory for networks, of which some may take something else than images."""
+    first = split.part(torch.arange(1)).loaded().images
+    for network in networks:
+        fit_layout(network, first)
 
 
 @contextlib.contextmanager

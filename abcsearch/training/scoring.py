@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from abcsearch.channels.layout import fit_layout
 from abcsearch.errors import ConfigError, plural
 from abcsearch.example import paths, run_on
 from abcsearch.training.collected import Collection
@@ -218,6 +219,7 @@ def passes(
     with modes_kept(model), torch.inference_mode():
         model.eval()
         for images, labels in split.batches(batch_size or scoring_batch(device), device=device):
+            fit_layout(model, images[:1])
             # A copy, since forward may change its input in place: images are the data set's own.
             yield output(model, run_on(model, images.clone())), labels
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from abcsearch.channels.layout import fit_layout
 from abcsearch.channels.moments import Reader, moments_of
 from abcsearch.errors import ModelError, one_line, unknown_name
 from abcsearch.example import Example
@@ -331,6 +332,7 @@ def run_once(network: nn.Module, example: Example) -> None:
         ModelError: if it cannot.
     """
     modes = {module: module.training for module in network.modules()}
+    fit_layout(network, example)
     try:
         with torch.no_grad():
             example.run(network.eval())

@@ -357,6 +357,57 @@ class Padding(nn.Conv2d):
         return F.conv2d(F.pad(x, (2, 2, 2, 2)), weight, bias)
 
 
+class Bare(nn.Module):
+    """Two layers, and a use of the second one's weight or bias that is no call of it."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.use, conv = use, use.startswith("conv")
+        self.first = nn.Conv2d(3, 12, 1) if conv else nn.Linear(20, 12)
+        self.second = nn.Conv2d(12, 12, 1) if conv else nn.Linear(12, 12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x[:, 0, :1].flatten(1) if self.use[:4] != "conv" else x))
+        weight, bias = self.second.weight, self.second.bias
+        seen = self.second(h)
+        if self.use == "conv":
+            seen = seen.flatten(2).mean(2) + F.conv2d(2 * h + 1, weight).flatten(2).mean(2)
+        elif self.use == "conv transposed":
+            seen = F.conv_transpose2d(torch.relu(seen), weight).flatten(2).mean(2)
+        else:
+            other = 5 * torch.relu(self.first(x[:, 1, :1].flatten(1))) + 3
+            seen = {
+                "linear": lambda: seen + F.linear(other, weight),
+                "transposed": lambda: F.linear(torch.relu(seen), weight.t()),
+                "product": lambda: seen + other @ weight.T,
+                "addmm": lambda: seen + torch.addmm(bias, other, weight.t()),
+                "bias": lambda: seen + other.mean(1, keepdim=True) * bias,
+            }[self.use]()
+        return self.head(torch.relu(seen))
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    "use", ["linear", "transposed", "product", "addmm", "bias", "conv", "conv transposed"]
+)
+def test_weights_that_forward_uses_besides_stay(use, how):
+    """A fit to what their layer reads would be one for worse of what is computed with them elsewhere."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = Bare(use).eval(), torch.randn(200, 3, 5, 20)
+    source, graph = repaired(model, x, how)
+    channels = [group.channels for group in graph.prunable]
+    draws = np.random.default_rng(0)
+    for _ in range(3):
+        candidate = tuple(int(draws.integers(1, count + 1)) for count in channels)
+        network = source.network(candidate)
+        sliced = Sliced(model, graph, source.ranking).network(candidate)
+        assert torch.equal(network.second.bias, sliced.second.bias) or use not in ("bias", "addmm")
+        assert torch.equal(network.second.weight, sliced.second.weight) or use == "bias"
+        assert network(x).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", [Doubling, Padding])
 def test_layers_with_a_forward_of_their_own_stay(kind):
     model, x = chain(), torch.randn(8, 1, 5, 5)
