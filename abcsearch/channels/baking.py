@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from abcsearch.errors import ModelError, callers
+from abcsearch.errors import ModelError
 from abcsearch.formats import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 SHOWN = 3  # names in a message
+_SOURCES = ("_orig", "_g", "_v", "_u", "_mask")  # what hooks compute a tensor from, behind its name
+_INSIDE = "parametrizations"  # where torch keeps what computes the tensors of a layer
 _OF_EVERY_CLASS = ("__dict__", "__weakref__")
 
 
@@ -27,26 +27,36 @@ def computed(model: nn.Module) -> dict[str, list[str]]:
     """Returns which tensors of which layers are computed by parametrisations, or by hooks of `torch.nn.utils`.
 
     Returns:
-        Names of tensors by path of the layer; layers without such tensors are left out.
+        Names of tensors by path of the layer; layers without such tensors are left out, and so is what is inside of
+        parametrisations.
     """
-    names = {path: _names(layer) for path, layer in model.named_modules()}
+    names = {
+        path: _names(layer)
+        for path, layer in model.named_modules()
+        if _INSIDE not in path.split(".")
+    }
     return {path: each for path, each in names.items() if each}
 
 
 def bake(model: nn.Module, paths: Iterable[str]) -> None:
     """Makes plain tensors of those that layers compute, with the values of evaluation mode, in place.
 
+    Layers that compute the same tensor from the same ones have it in common afterwards.
+
     Args:
         model: the network.
         paths: of the layers, of which each computes some, see `computed`.
     """
+    known: dict[tuple[int, ...], nn.Parameter] = {}
     for path in paths:
         layer = model.get_submodule(path)
-        trains = layer.training
+        modes = {module: module.training for module in layer.modules()}
         layer.eval()  # in which spectral norm does not go on with its iteration
-        for name in _names(layer):
-            _make_plain(layer, name)
-        layer.train(trains)
+        # What another one is computed from has that one's name, and more
+        for name in sorted(_names(layer), key=len, reverse=True):
+            _make_plain(layer, name, known)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def baked(model: nn.Module) -> nn.Module:
@@ -56,100 +66,144 @@ def baked(model: nn.Module) -> nn.Module:
         model: not changed.
 
     Raises:
-        ModelError: if it cannot be copied.
-
-    Warns:
-        UserWarning: if it is a copy, naming layers.
+        ModelError: if it cannot be copied, or a tensor cannot be computed.
     """
     layers = computed(model)
-    if not layers:
+    lazy = any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    if not layers or lazy:  # whoever traces a network without weights says so
         return model
     try:
         plain = copy.deepcopy(model, dict(_histories(model)))
     except Exception as error:  # locks, open files, tensors of its own that have a history
         msg = f"{type(model).__name__} cannot be copied: {first_line(error)}"
         raise ModelError(msg) from error
-    bake(plain, layers)
-    warnings.warn(_said(layers), UserWarning, stacklevel=callers())
+    try:
+        bake(plain, layers)
+    except Exception as error:  # parametrisations are the user's own
+        msg = f"{_shown(layers)} of {type(model).__name__} cannot be made plain: {first_line(error)}; "
+        msg += "bake = false in [space] leaves what is computed as it is"
+        raise ModelError(msg) from error
     return plain
 
 
-def _said(layers: Mapping[str, list[str]]) -> str:
-    """Returns what has been done to the layers, in words."""
+def baked_words(model: nn.Module) -> str:
+    """Returns what is said of a network whose tensors are made plain; "" where all are."""
+    layers = computed(model)
+    return layers and (
+        f"tensors of the network are computed, by weight norm, spectral norm, masks or the like ({_shown(layers)}): "
+        "the copy that is searched has plain ones, and so has what comes of it (bake = false in [space] leaves such "
+        "layers as they are)"
+    )
+
+
+def _shown(layers: Mapping[str, list[str]]) -> str:
+    """Returns the first names of computed tensors, and how many more there are."""
     tensors = [f"{path}.{name}".lstrip(".") for path, names in layers.items() for name in names]
     more = f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else ""
-    return (
-        f"tensors of the network are computed, by weight norm, spectral norm, masks or the like "
-        f"({', '.join(tensors[:SHOWN])}{more}): the copy that is searched has plain ones, and so has what comes of it "
-        "(bake = false in [space] leaves such layers as they are)"
-    )
+    return ", ".join(tensors[:SHOWN]) + more
 
 
 def _names(layer: nn.Module) -> list[str]:
     """Returns the names of the tensors that a layer computes."""
     parametrised: Any = layer.parametrizations if parametrize.is_parametrized(layer) else ()
-    return [*parametrised, *_hooks(layer)]
+    return list(dict.fromkeys([*parametrised, *(name for _, name in _hooks(layer))]))
 
 
-def _hooks(layer: nn.Module) -> dict[str, object]:
-    """Returns the hooks of `torch.nn.utils` that compute tensors of a layer, by name of the tensor."""
-    hooks: dict[str, object] = {}
-    for hook in layer._forward_pre_hooks.values():
+def _hooks(layer: nn.Module) -> Iterator[tuple[int, str]]:
+    """Yields key and name of the tensor of the hooks of `torch.nn.utils` that compute tensors of a layer."""
+    for key, hook in layer._forward_pre_hooks.items():
         if isinstance(hook, WeightNorm | SpectralNorm):
-            hooks[hook.name] = hook
+            yield key, hook.name
         elif isinstance(hook, prune.BasePruningMethod):
-            hooks[hook._tensor_name] = hook
-    return hooks
+            yield key, hook._tensor_name
 
 
-def _make_plain(layer: nn.Module, name: str) -> None:
-    """Makes a tensor plain that a layer computes: a parameter, unless it is computed from buffers alone."""
-    before, hook = dict(layer.named_parameters()), _hooks(layer).get(name)
-    if hook is None:
-        _remove_parametrizations(layer, name)
-    elif isinstance(hook, WeightNorm):
-        remove_weight_norm(layer, name)
-    elif isinstance(hook, SpectralNorm):
-        remove_spectral_norm(layer, name)
-        _remove_loading(layer, name)
+def _make_plain(layer: nn.Module, name: str, known: dict[tuple[int, ...], nn.Parameter]) -> None:
+    """Makes a tensor plain that a layer computes: a parameter, unless it is computed from a buffer.
+
+    By hand, not by the functions of torch, which write to what the tensor is computed from, though other layers may
+    have that as well, leave hooks behind, and make buffers of what is frozen.
+
+    Args:
+        layer: in evaluation mode.
+        name: of the tensor.
+        known: those that are plain by now, by what they were computed from.
+    """
+    keys = [key for key, computes in _hooks(layer) if computes == name]
+    for key in keys:
+        hook: Any = layer._forward_pre_hooks[key]
+        hook(layer, ())
+    value = getattr(layer, name).detach().clone()
+    sources = _sources(layer, name, hooked=bool(keys))
+    for key in keys:
+        del layer._forward_pre_hooks[key]
+    if keys:
+        _remove_sources(layer, name)
     else:
-        prune.remove(layer, name)
-    left = dict(layer.named_parameters())
-    sources = [parameter for key, parameter in before.items() if key not in left]
-    if sources:  # else torch makes a buffer of what is frozen, or trains it
-        value, trains = getattr(layer, name).detach(), any(p.requires_grad for p in sources)
-        delattr(layer, name)
-        layer.register_parameter(name, nn.Parameter(value, requires_grad=trains))
+        _remove_parametrizations(layer, name)
+    for hooks in (layer._state_dict_hooks, layer._load_state_dict_pre_hooks):
+        _remove_hooks(hooks)
+    if not sources:
+        layer.register_buffer(name, value)
+        return
+    ids = (*map(id, sources),)
+    if ids not in known or not torch.equal(known[ids], value):
+        known[ids] = nn.Parameter(value, any(source.requires_grad for source in sources))
+    setattr(layer, name, known[ids])
+
+
+def _sources(layer: nn.Module, name: str, *, hooked: bool) -> list[nn.Parameter]:
+    """Returns the parameters that stand for a tensor which is computed from them."""
+    if hooked:
+        named = (layer._parameters.get(f"{name}{end}") for end in _SOURCES)
+        return [parameter for parameter in named if parameter is not None]
+    inside: Any = layer.parametrizations
+    return [
+        parameter
+        for path, parameter in inside[name].named_parameters()
+        if path.rpartition(".")[2].startswith("original")
+    ]
+
+
+def _remove_sources(layer: nn.Module, name: str) -> None:
+    """Removes a tensor that a hook has computed, and what it computed it from."""
+    for old in (name, *(f"{name}{end}" for end in _SOURCES)):
+        if old in layer._parameters or old in layer._buffers or old in vars(layer):
+            delattr(layer, old)
 
 
 def _remove_parametrizations(layer: nn.Module, name: str) -> None:
-    """Makes a tensor plain that is parametrised, without a trace in other layers."""
-    # Copies of a layer have its class in common, out of which torch takes the computed attribute: theirs as well
-    kind = type(layer)
-    members = {key: value for key, value in vars(kind).items() if key not in _OF_EVERY_CLASS}
-    layer.__class__ = type(kind.__name__, kind.__bases__, members)  # pyright: ignore[reportAttributeAccessIssue]
-    # And it writes to what the tensor is computed from, which other layers may have as well
-    parametrizations: Any = layer.parametrizations
-    source = parametrizations[name]._parameters.get("original")
-    if source is not None:
-        parametrizations[name].original = nn.Parameter(
-            source.detach().clone(), source.requires_grad
-        )
-    parametrize.remove_parametrizations(layer, name)
+    """Removes the attribute that a parametrisation computes, out of a class that copies of the layer may share."""
+    inside: Any = layer.parametrizations
+    del inside[name]
+    kind: Any = type(layer)
+    if len(inside):
+        members = {
+            key: value for key, value in vars(kind).items() if key not in (name, *_OF_EVERY_CLASS)
+        }
+        kind = type(kind.__name__, kind.__bases__, members)
+    else:
+        delattr(layer, _INSIDE)
+        kind = kind.__bases__[0]
+    layer.__class__ = kind
 
 
-def _remove_loading(layer: nn.Module, name: str) -> None:
-    """Removes the hook that asks every state for what spectral norm had; torch looks for it without its wrapper."""
-    for key, wrapped in list(layer._load_state_dict_pre_hooks.items()):
+def _remove_hooks(hooks: dict[int, Callable[..., Any]]) -> None:
+    """Removes hooks of `torch.nn.utils` on states: they look for what is gone."""
+    for key, wrapped in list(hooks.items()):
         hook = getattr(wrapped, "hook", wrapped)
-        if isinstance(hook, SpectralNormLoadStateDictPreHook) and hook.fn.name == name:
-            del layer._load_state_dict_pre_hooks[key]
+        module = getattr(hook, "__module__", None) or type(hook).__module__
+        if module.startswith("torch.nn.utils."):
+            del hooks[key]
 
 
 def _histories(model: nn.Module) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yields by id what stands, in a copy, for tensors that a hook has computed with gradients: these cannot be copied."""
-    for layer in model.modules():
-        for name in _names(layer):
-            value = vars(layer).get(name)
-            if isinstance(value, torch.Tensor):
-                yield id(value), value.detach().clone()
+    """Yields by id what stands, in a copy, for tensors that are computed with gradients: these cannot be copied.
+
+    Layers that compute none keep what they have: nobody knows where that comes from.
+    """
+    for layer in filter(_names, model.modules()):
+        for kept in vars(layer).values():
+            for value in kept if isinstance(kept, list | tuple) else (kept,):
+                if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                    yield id(value), value.detach().clone()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import fx
+from torch.nn.utils.parametrize import is_parametrized
 
 from abcsearch.errors import TraceError
 
@@ -286,8 +287,10 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
-    """Returns the class of a module; of those of torch.fx, of which every copy has one of its own, what all are."""
-    return fx.GraphModule if isinstance(module, fx.GraphModule) else type(module)
+    """Returns the class of a module; of torch.fx's and parametrised ones, of which each has its own, what all are."""
+    if isinstance(module, fx.GraphModule):
+        return fx.GraphModule
+    return type(module).__bases__[0] if is_parametrized(module) else type(module)
 
 
 def _check_kinds(modules: dict[str, nn.Module], graph: ChannelGraph) -> None:

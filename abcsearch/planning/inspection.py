@@ -10,7 +10,7 @@ import numpy as np
 from abcsearch.channels.groups import summarised
 from abcsearch.errors import TraceError, plural
 from abcsearch.example import Example
-from abcsearch.transforms.ranked import graph_of
+from abcsearch.transforms.ranked import plain_graph
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,8 +183,7 @@ def inspect_model(
     Raises:
         TraceError: if the network cannot be traced.
     """
-    model = options.plain(model)
-    graph = graph_of(model, example_input, options)
+    model, graph = plain_graph(model, example_input, options)
     try:
         choices, size = (
             {d.name: d.choices for d in options.of(graph).dimensions},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abcsearch.channels.baking import baked
 from abcsearch.errors import AbcSearchError, ConfigError, ModelError, plural
 from abcsearch.evaluation.adaptive_bn import calibrate, statistics
 from abcsearch.exporting import export, open_export
@@ -128,6 +129,7 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
     """
     transforms_ = [part if isinstance(part, Part) else Part.of(part) for part in transforms]
     recipe = recipe or Recipe(lr=0.02)
+    model = baked(model)
     check_chain(transforms_, model, data, recipe)
     work = _Work(
         data=data,

@@ -22,6 +22,7 @@ from abcsearch.runs.front_folder import (
     run_folder,
 )
 from abcsearch.runs.front_settings import Front, S
+from abcsearch.runs.header import as_held
 from abcsearch.runs.settings import deciding
 from abcsearch.runs.shared import Shared
 from abcsearch.runs.summaries import Summarised
@@ -207,7 +208,7 @@ def _write_record(folder: RunFolder, front: Front[Any]) -> None:
             "environment": environment(),
         }
     else:
-        record = {**before, **plain}
+        record = {**before, **plain, "settings": as_held(plain["settings"], before["settings"])}
     record = signed(KIND, record)
     if record != before:
         folder.write_json(FRONT, record)

@@ -14,12 +14,19 @@ from abcsearch.importing import leave_working_folder
 from abcsearch.runs.disk.environment import environment
 from abcsearch.runs.disk.folder import FORMAT, RunFolder
 from abcsearch.runs.disk.missing import AGAIN, again
-from abcsearch.runs.settings import RunConfig, SearchSettings, deciding, from_plain, to_plain
+from abcsearch.runs.settings import (
+    UNSAID,
+    RunConfig,
+    SearchSettings,
+    deciding,
+    from_plain,
+    to_plain,
+)
 from abcsearch.signing import is_own, signed, written_here
 from abcsearch.training.checkpoints import network_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from abcsearch.data.splits import Data
     from abcsearch.runs.task import Task
@@ -121,12 +128,28 @@ def as_begun(settings: S, folder: RunFolder) -> S:
     except RunError:  # damaged: whoever needs it says so
         return settings
     held = [record["settings"] for record in records if record is not None and "settings" in record]
-    for option in ("renormalise", "bake"):
-        if _lacks(held, "space", option):
-            settings = replace(settings, space=replace(settings.space, **{option: False}))
-    if _lacks(held, "latency", "finalists"):
-        settings = replace(settings, latency=replace(settings.latency, finalists=0))
+    for table, options in UNSAID.items():
+        before = {name: old for name, old in options.items() if _lacks(held, table, name)}
+        if before:
+            settings = replace(settings, **{table: replace(getattr(settings, table), **before)})
     return settings
+
+
+def as_held(settings: dict[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the plain settings of a run that goes on, without those that its record does not say, being older.
+
+    So it is known as older whenever it goes on.
+
+    Args:
+        settings: as `as_begun` left them.
+        held: those of the record.
+    """
+    shorter = dict(settings)
+    for table, options in UNSAID.items():
+        if isinstance(held.get(table), dict):
+            missing = options.keys() - held[table].keys()
+            shorter[table] = {k: v for k, v in settings[table].items() if k not in missing}
+    return shorter
 
 
 def _lacks(held: Sequence[dict[str, Any]], table: str, name: str) -> bool:
@@ -191,7 +214,7 @@ def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, An
     continued = {
         **before,
         "format": FORMAT,
-        "settings": now,
+        "settings": as_held(now, before["settings"]),
         "identity": {**before["identity"], **same},
     }
     if "command" in before["environment"] and not is_own(KIND, before):

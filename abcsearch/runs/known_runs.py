@@ -157,8 +157,10 @@ def _weights(hashed: str | None) -> str | None:
 def _comparable(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Returns plain settings with all defaults, and without devices, on which candidates may be evaluated anywhere."""
     settings = complete(plain)
-    evaluator = settings["evaluator"]
+    evaluator, space = settings["evaluator"], dict(settings["space"])
+    del space["bake"]  # which makes other weights and another space of a network, or nothing
     return {
         **settings,
+        "space": space,
         "evaluator": asdict(Part(name=evaluator["name"], options=evaluator["options"]).on(None)),
     }

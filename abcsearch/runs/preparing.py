@@ -182,7 +182,8 @@ def seen(settings: SearchSettings) -> dict[str, Any]:
     plain = deciding(to_plain(settings))
     # What earlier versions did not have, where it has no effect: what they have prepared is of the same settings
     del plain["latency"]["finalists"]
-    for key, name, usual in (("latency", "runtime", "torch"), ("space", "hardware", False)):
+    new = (("latency", "runtime", "torch"), ("space", "hardware", False), ("space", "bake", False))
+    for key, name, usual in new:
         if plain[key][name] == usual:
             del plain[key][name]
     return {key: plain[key] for key in _SEEN}

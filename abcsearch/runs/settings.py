@@ -382,6 +382,11 @@ def check_base(model: ModelSettings, pretrain: Recipe | None) -> None:
         raise ConfigError(msg)
 
 
+# By table: what runs did whose records do not say
+UNSAID: dict[str, dict[str, Any]] = {
+    "space": {"renormalise": False, "bake": False},
+    "latency": {"finalists": 0},
+}
 _RECORDS: dict[str, Callable[..., Any]] = {
     "budget": Budget,
     "searcher": Part,

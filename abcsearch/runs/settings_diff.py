@@ -12,7 +12,7 @@ from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.preparation.registry import PREPARATIONS
 from abcsearch.runs.recipes import filled
-from abcsearch.runs.settings import Part, SpaceOptions
+from abcsearch.runs.settings import UNSAID, Part, SpaceOptions
 from abcsearch.searchers.registry import SEARCHERS
 
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 _LONGEST = 40  # of a value that is shown
 _MOST = 12  # differences that are listed
-# What runs did that do not say
-_BEFORE: dict[str, dict[str, Any]] = {
-    "space": {"renormalise": False, "bake": False},
-    "latency": {"finalists": 0},
-}
 
 
 def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str, Any]:
@@ -42,7 +37,7 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     }
     for key, usual in records.items():
         # What it was before it was asked
-        dated = _BEFORE.get(key, {}) if settings_.get(key) else {}
+        dated = UNSAID.get(key, {}) if settings_.get(key) else {}
         settings_[key] = json.loads(
             json.dumps({**asdict(usual), **dated, **(settings_.get(key) or {})})
         )

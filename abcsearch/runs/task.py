@@ -21,7 +21,7 @@ from abcsearch.runs.disk.early import early_path
 from abcsearch.runs.latency import bound, run_costs
 from abcsearch.runs.ranking import rank_for_run
 from abcsearch.steps import doing
-from abcsearch.transforms.ranked import graph_of, sliced
+from abcsearch.transforms.ranked import plain_graph, sliced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,10 +125,9 @@ class Task:
             msg = f"the model is on {where}; pass model.cpu(): the evaluator's device says where candidates run"
             raise ModelError(msg)
         options = settings.space
-        model = options.plain(model)
         doing("tracing the network")
         try:
-            graph = graph_of(model, data.example, options)
+            model, graph = plain_graph(model, data.example, options)
         except ExampleError as error:
             if isinstance(data.example, Example) or data.example.ndim != 3:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from abcsearch.channels.baking import baked_words
 from abcsearch.channels.rank_costs import LayerRank
 from abcsearch.channels.source import Sliced, Source
-from abcsearch.errors import TraceError
+from abcsearch.errors import ExampleError, TraceError, callers
 from abcsearch.example import Example
 from abcsearch.transforms.factors import Factorised, full_ranks, skeleton, split
 from abcsearch.transforms.low_rank import run_once, splittable
@@ -90,6 +92,33 @@ def graph_of(model: nn.Module, example: Any, options: SpaceOptions) -> ChannelGr
     """Returns the channel groups of a network under the options of a space, with ranks where these ask for them."""
     graph = options.traced(model, example)
     return with_ranks(graph, model, example) if options.ranks else graph
+
+
+def plain_graph(
+    model: nn.Module,
+    example: Any,  # noqa: ANN401 - see `Example`
+    options: SpaceOptions,
+) -> tuple[nn.Module, ChannelGraph]:
+    """Returns the network that is searched, a copy where weights are made plain, and its channel groups.
+
+    Raises:
+        TraceError: if it cannot be traced.
+        ModelError: if it cannot be copied.
+
+    Warns:
+        UserWarning: if it is a copy.
+    """
+    plain = options.plain(model)
+    if plain is model:
+        return model, graph_of(model, example, options)
+    warnings.warn(baked_words(model), UserWarning, stacklevel=callers())
+    try:
+        return plain, graph_of(plain, example, options)
+    except ExampleError as error:
+        msg = f"{error}. Its computed weights were made plain: if forward reads what they are computed from, set "
+        raise ExampleError(
+            f"{msg}bake = false in [space], which leaves such layers as they are"
+        ) from error
 
 
 def with_ranks(

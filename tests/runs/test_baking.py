@@ -1,5 +1,7 @@
 """A network whose weights are computed, the whole way: searched as a plain copy, tuned, exported, loaded, pruned again."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from abcsearch import (
 )
 from abcsearch.channels.baking import computed
 from abcsearch.cli import app
-from abcsearch.errors import CheckpointError, ExportError, RunError
+from abcsearch.errors import CheckpointError, ExampleError, ExportError, RunError
 from abcsearch.results.open_run import open_run
 from abcsearch.rng import torch_seeded
 from abcsearch.runs.disk.weights import load_brought
@@ -95,20 +97,82 @@ def test_it_is_searched_tuned_exported_and_pruned_again(kind, data, tmp_path):
 
 
 def test_left_as_they_are_they_are_fixed_and_an_older_run_stays_so(data, tmp_path):
-    model = nn.Sequential(nn.Conv2d(1, 6, 1), nn.ReLU(), nn.Conv2d(6, 1, 1), named()).eval()
+    model = nn.Sequential(nn.Conv2d(1, 20, 1), nn.ReLU(), nn.Conv2d(20, 1, 1), named()).eval()
     fixed = {"space": SpaceOptions(bake=False)}
     before = run(model, data, tmp_path / "old", 2, budget=Budget(params=0.99), **fixed)
     assert [d.name for d in before.task.space.dimensions] == ["0"]
     with pytest.raises(RunError, match=r"space.bake"):
         run(model, data, tmp_path / "old", 3, budget=Budget(params=0.99))
 
-    def forget(record):
-        del record["settings"]["space"]["bake"]
-
     rewrite(tmp_path / "old/run.json", forget)
-    longer = resume(tmp_path / "old", model=model, data=data, n_trials=3)
-    assert longer.trials[:2] == before.trials
-    assert computed(longer.task.base)
+    for n_trials in (3, 4, 5):
+        longer = resume(tmp_path / "old", model=model, data=data, n_trials=n_trials)
+        assert longer.trials[:2] == before.trials
+        assert len(longer.trials) == n_trials
+        assert computed(longer.task.base)
+    assert run(model, data, tmp_path / "old", 6, budget=Budget(params=0.99)).trials[:5] == (
+        longer.trials
+    )
+
+
+def forget(record):
+    """Makes settings those of a version without the option."""
+    del record["settings"]["space"]["bake"]
+
+
+def test_a_forward_that_reads_what_weights_are_computed_from_is_told_what_to_do(data, tmp_path):
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = named()
+
+        def forward(self, x):
+            norms = self.layers[0].parametrizations.weight.original0
+            return self.layers(x * norms.mean())
+
+    with pytest.raises(ExampleError, match=r"were made plain: .* set bake = false in \[space\]"):
+        run(Reading(), data, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "prepare"),
+    [
+        ("", ""),
+        ("budgets = [{macs = 0.7}, {macs = 0.5}]", ""),
+        ("", "[prepare]\nname = 'slimming'"),
+    ],
+)
+def test_an_older_run_of_a_config_goes_on_again_and_again(text, prepare, tmp_path, monkeypatch):
+    """Also where nothing is computed: its settings stay those that it was begun with."""
+    monkeypatch.chdir(tmp_path)
+    config = TINY_CONFIG.replace("budget = {macs = 0.5}", text or "budget = {macs = 0.5}")
+    config = config.replace('"uniform", "random"', '"uniform"')
+    recipe = "\nrecipe = {epochs = 1, batch_size = 256}\n" if prepare else ""
+    (tmp_path / "old.toml").write_text(config + prepare + recipe)
+    as_before = ("--set", "space.bake=false", "--set", "n_trials=4")
+    call("search", "old.toml", "--run-dir", "old", *as_before)
+    for name in ("run.json", "front.json"):
+        for path in (tmp_path / "old").glob(f"**/{name}"):
+            if "settings" in json.loads(path.read_text()):
+                rewrite(path, forget)
+    marks = {p.name: p.read_bytes() for p in (tmp_path / "old").glob("prepared*")}
+    for n_trials in (4, 5, 6):
+        call("search", "old.toml", "--run-dir", "old", "--set", f"n_trials={n_trials}")
+        call("resume", "old")
+    assert marks == {p.name: p.read_bytes() for p in (tmp_path / "old").glob("prepared*")}
+    for path in (tmp_path / "old").glob("**/run.json"):
+        assert "bake" not in json.loads(path.read_text())["settings"]["space"]
+    if not text and not prepare:
+        call(
+            "search",
+            "old.toml",
+            "--run-dir",
+            "new",
+            "--set",
+            'known=["old"]',
+            "--set",
+            "n_trials=4",
+        )
 
 
 def call(*arguments):

@@ -68,7 +68,6 @@ def test_an_older_run_goes_on_as_it_was(task, tmp_path):
     again = run(task, tmp_path / "old", 4)
     assert again.trials[:2] == before.trials
     assert len(again.trials) == 4
-    rewrite(tmp_path / "old/run.json", forget)
     longer = resume(tmp_path / "old", model=model, data=data, n_trials=5)
     assert longer.trials[:4] == again.trials
     assert [d.name for d in longer.task.space.dimensions] == ["3"]
