@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -184,21 +184,21 @@ def run_on(model: Any, inputs: Inputs) -> Any:  # noqa: ANN401 - a network, or w
     return model(in_rows(inputs) if wants_rows(model) else inputs)
 
 
-def in_rows(inputs: Inputs) -> Inputs:
+_I = TypeVar("_I", bound=Inputs)
+
+
+def in_rows(inputs: _I) -> _I:
     """Returns a batch whose tensors lie row by row, by their strides as well.
 
     Of a single channel either layout is "contiguous", and a convolution looks at the strides.
     """
     if isinstance(inputs, Example):
-        return inputs.mapped(lambda x: in_rows(x) if isinstance(x, torch.Tensor) else x)
+        return cast("_I", inputs.mapped(lambda x: in_rows(x) if isinstance(x, torch.Tensor) else x))
     if inputs.layout is not torch.strided:
         return inputs
-    strides = torch.empty(inputs.shape, device="meta").stride()
-    return (
-        inputs
-        if inputs.stride() == strides
-        else inputs.clone(memory_format=torch.contiguous_format)
-    )
+    if inputs.stride() == torch.empty(inputs.shape, device="meta").stride():
+        return inputs
+    return cast("_I", inputs.clone(memory_format=torch.contiguous_format))
 
 
 def repeated(inputs: Inputs, count: int) -> Inputs:

@@ -89,7 +89,9 @@ def baked(model: nn.Module) -> nn.Module:
 def baked_words(model: nn.Module) -> str:
     """Returns what is said of a network whose tensors are made plain; "" where all are."""
     layers = computed(model)
-    return layers and (
+    if not layers:
+        return ""
+    return (
         f"tensors of the network are computed, by weight norm, spectral norm, masks or the like ({_shown(layers)}): "
         "the copy that is searched has plain ones, and so has what comes of it (bake = false in [space] leaves such "
         "layers as they are)"
