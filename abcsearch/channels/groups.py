@@ -70,9 +70,8 @@ def trace_channels(
     """
     if unknown not in ("fix", "raise"):
         raise TraceError(unknown_name("value of unknown", str(unknown), ("fix", "raise")))
-    example = Example.of(example_input)
-    fit_layout(model, example)
-    operations, example, batch = _one_image(model, in_rows(example))
+    operations, example, batch = _one_image(model, in_rows(Example.of(example_input)))
+    _fit_layout(model, operations, example)
     names = tensor_names(operations)
     flow = Flow(canonical=names[0], sizes=names[1], batch=batch, norms=Norms(allowed=renormalise))
     operands = propagate(flow, operations)
@@ -156,6 +155,12 @@ def _assembled(flow: Flow, traced: _Traced) -> tuple[ChannelGraph, list[NDArray[
     return graph, [
         np.flatnonzero(group_of == i) for i, group in enumerate(groups) if group.fixed is None
     ]
+
+
+def _fit_layout(model: nn.Module, operations: OperationGraph, example: Example) -> None:
+    """Finds out how batches have to lie for a network that looks at them by views, which alone ask for a layout."""
+    if any(node.target == "view" for node in operations.nodes):
+        fit_layout(model, example)
 
 
 def _bare(flow: Flow, operations: OperationGraph) -> frozenset[str]:
