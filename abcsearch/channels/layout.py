@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from abcsearch.channels.fast.cloning import keeping_buffers
 from abcsearch.example import ROWS, in_rows, laid, run_on, wants_rows
 from abcsearch.rng import torch_seeded
 
@@ -51,7 +52,12 @@ def fit_layout(network: nn.Module, example: Inputs) -> None:
     if ROWS in vars(network) or device is None:
         return
     # Weights that are laid out where nothing can be differentiated could not be trained
-    with torch.inference_mode(mode=False), torch.no_grad(), torch_seeded(0, "layout"):
+    with (
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        torch_seeded(0, "layout"),
+        keeping_buffers(network),  # which a copy may still write to
+    ):
         try:
             twin = copy.deepcopy(network).eval()
             laid_out(twin)
