@@ -244,7 +244,7 @@ TUNED: dict[str, dict[str, tuple[str, ...]]] = {
         "AutoPruner": ("prepare.gate_lr=1.0",),
         "taylor_iterative": ("prepare.batches=5", "prepare.at_once=10"),
         "iterate, search": ("prepare.trials=60",),
-        # A round of it passes 60 times over search-validation: so many rounds cost as much as the searches of the others
+        # A round of it passes 60 times over search-validation: so many cost 30 epochs of the base network
         "network_adjustment": ("n_trials=20",),
     },
 }
