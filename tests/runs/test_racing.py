@@ -228,7 +228,7 @@ def test_who_waits_for_no_results_keeps_many_workers_busy(tmp_path):
 
     with ThreadPoolExecutor(16) as pool:
         loop(
-            tmp_path / "run", searcher="random", evaluator=Watching(seconds=0.02), executor=pool
+            tmp_path / "run", searcher="random", evaluator=Watching(seconds=0.2), executor=pool
         ).run()
     assert max(most) > 8
 

@@ -69,9 +69,12 @@ def test_the_teacher_is_in_evaluation_mode_and_left_as_it_was():
     teacher, seen = network(seed=1), []
     teacher.train()
     teacher.bn.eval()
-    teacher.register_forward_hook(
-        lambda module, *_: seen.append((module.training, torch.is_grad_enabled()))
-    )
+
+    def look(module, *_):
+        if module is teacher:  # and not a copy
+            seen.append((module.training, torch.is_grad_enabled()))
+
+    teacher.register_forward_hook(look)
     before, modes = copy.deepcopy(teacher.state_dict()), [m.training for m in teacher.modules()]
     train(network(), stripes(), Recipe(epochs=2, batch_size=32, distillation=0.5), teacher=teacher)
     assert seen == [(False, False)] * 6
