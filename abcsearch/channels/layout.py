@@ -61,7 +61,7 @@ def fit_layout(network: nn.Module, example: Inputs) -> None:
         try:
             twin = copy.deepcopy(network).eval()
             laid_out(twin)
-            run_on(twin, laid(example.to(device)))
+            run_on(twin, laid(example.to(device)).clone())  # forward may change it in place
             rows = False
         except Exception as error:  # noqa: BLE001 - the network's own, of many kinds
             if _SAID not in str(error):

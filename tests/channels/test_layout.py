@@ -182,6 +182,22 @@ def test_statistics_and_draws_stay_as_they_are():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+class Erasing(Viewing):
+    def forward(self, x):
+        logits = super().forward(x)
+        x.zero_()
+        return logits
+
+
+def test_images_stay_whatever_forward_does_with_them():
+    x = torch.randn(2, 2, 10, 10).contiguous(memory_format=torch.channels_last)
+    before = x.clone()
+    for given in (x, Example((x,))):
+        fit_layout(viewing(Erasing), given)
+    fit_layout(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 2, 1)), x)
+    assert torch.equal(x, before)
+
+
 def test_what_does_not_run_in_either_way_is_left_to_others():
     model = viewing()
     fit_layout(model, torch.zeros(1, 5, 10, 10))
