@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from abcsearch.channels.gates import gated
 from abcsearch.channels.groups import UnsupportedOpWarning, trace_channels
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.slicing import slice_model
@@ -366,3 +367,29 @@ def test_a_result_among_several_keeps_the_memory_of_all():
     model = scrambled(Shuffling())
     costs = trace_channels(model, images(1)).costs
     assert costs.peak_activation([(C,)])[0] == measured(model, images(1))
+
+
+def test_networks_of_torch_fx_are_sliced_though_each_copy_has_a_class_of_its_own():
+    """Also inside of another network, as those of torchvision's `create_feature_extractor` are."""
+
+    class Around(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body, self.head = body, nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.body(x).mean((2, 3)))
+
+    body = fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3)))
+    x = torch.randn(2, 1, 8, 8)
+    for network, widths in ((body, (2,)), (Around(body), (2, 3))):
+        graph = trace_channels(network.eval(), x)
+        ranking = rank_channels(network, graph)
+        sliced = slice_model(network, graph, widths, ranking)
+        gates = [
+            torch.zeros(group.channels).index_fill(0, torch.as_tensor(ranking.kept(i, width)), 1.0)
+            for i, (group, width) in enumerate(zip(graph.prunable, widths, strict=True))
+        ]
+        with gated(network, graph, gates):
+            expected = network(x)
+        torch.testing.assert_close(sliced(x), expected)
