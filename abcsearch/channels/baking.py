@@ -21,6 +21,8 @@ SHOWN = 3  # names in a message
 _SOURCES = ("_orig", "_g", "_v", "_u", "_mask")  # what hooks compute a tensor from, behind its name
 _INSIDE = "parametrizations"  # where torch keeps what computes the tensors of a layer
 _OF_EVERY_CLASS = ("__dict__", "__weakref__")
+# By the ids of what a tensor was computed from: the tensor, and these, lest another one gets the id of one that is gone
+Known = dict[tuple[int, ...], tuple[nn.Parameter, list[nn.Parameter]]]
 
 
 def computed(model: nn.Module) -> dict[str, list[str]]:
@@ -47,7 +49,7 @@ def bake(model: nn.Module, paths: Iterable[str]) -> None:
         model: the network.
         paths: of the layers, of which each computes some, see `computed`.
     """
-    known: dict[tuple[int, ...], nn.Parameter] = {}
+    known: Known = {}
     for path in paths:
         layer = model.get_submodule(path)
         modes = {module: module.training for module in layer.modules()}
@@ -120,7 +122,7 @@ def _hooks(layer: nn.Module) -> Iterator[tuple[int, str]]:
             yield key, hook._tensor_name
 
 
-def _make_plain(layer: nn.Module, name: str, known: dict[tuple[int, ...], nn.Parameter]) -> None:
+def _make_plain(layer: nn.Module, name: str, known: Known) -> None:
     """Makes a tensor plain that a layer computes: a parameter, unless it is computed from a buffer.
 
     By hand, not by the functions of torch, which write to what the tensor is computed from, though other layers may
@@ -129,7 +131,7 @@ def _make_plain(layer: nn.Module, name: str, known: dict[tuple[int, ...], nn.Par
     Args:
         layer: in evaluation mode.
         name: of the tensor.
-        known: those that are plain by now, by what they were computed from.
+        known: those that are plain by now.
     """
     keys = [key for key, computes in _hooks(layer) if computes == name]
     for key in keys:
@@ -149,9 +151,10 @@ def _make_plain(layer: nn.Module, name: str, known: dict[tuple[int, ...], nn.Par
         layer.register_buffer(name, value)
         return
     ids = (*map(id, sources),)
-    if ids not in known or not torch.equal(known[ids], value):
-        known[ids] = nn.Parameter(value, any(source.requires_grad for source in sources))
-    setattr(layer, name, known[ids])
+    if ids not in known or not torch.equal(known[ids][0], value):
+        trains = any(source.requires_grad for source in sources)
+        known[ids] = nn.Parameter(value, trains), sources
+    setattr(layer, name, known[ids][0])
 
 
 def _sources(layer: nn.Module, name: str, *, hooked: bool) -> list[nn.Parameter]:

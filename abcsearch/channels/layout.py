@@ -48,8 +48,10 @@ def fit_layout(network: nn.Module, example: Inputs) -> None:
         network: whose batches would be channels_last, which no network without a convolution notices.
         example: a batch, of one image as well.
     """
+    if ROWS in vars(network):
+        return
     device = next((tensor.device for tensor in network.parameters() if tensor.dim() == 4), None)
-    if ROWS in vars(network) or device is None:
+    if device is None:
         return
     # Weights that are laid out where nothing can be differentiated could not be trained
     with (

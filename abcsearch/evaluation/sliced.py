@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 
 from abcsearch.channels.fixed import Fixed
-from abcsearch.channels.layout import laid_out
+from abcsearch.channels.layout import fit_layout, laid_out
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
 from abcsearch.data.images import hardest
@@ -84,6 +84,9 @@ class SlicedEvaluator(ABC):
         objective = find_objective(data.objective)
         self.metric = options.metric or objective.headline
         self._objective = with_metric(objective, self.metric)
+        fit_layout(
+            source.model, data.example
+        )  # which all candidates, and copies elsewhere, then have of it
         self.source, self.data = repaired(source, data, options.repair), data
         if self.metric in self._objective.whole and options.scoring == "racing":
             msg = f'evaluator: scoring = "racing" compares candidates image by image, and {self.metric} is one number of '

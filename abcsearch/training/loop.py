@@ -11,6 +11,7 @@ import torch
 from abcsearch.channels.layout import fit_layout, laid_out
 from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.errors import ModelError
+from abcsearch.example import ROWS
 from abcsearch.rng import torch_seeded
 from abcsearch.training.checkpoints import Checkpoint, images_hash
 from abcsearch.training.checks import check_lesson, check_loss, fitted
@@ -135,8 +136,11 @@ def train(  # noqa: PLR0913 - the one training loop; everything but the first th
 
 def _fit_layouts(networks: Iterable[nn.Module], split: Images) -> None:
     """Finds out how batches have to lie in memory for networks, of which some may take something else than images."""
+    unknown = [network for network in networks if ROWS not in vars(network)]
+    if not unknown:
+        return
     first = split.part(torch.arange(1)).loaded().images
-    for network in networks:
+    for network in unknown:
         fit_layout(network, first)
 
 

@@ -183,6 +183,17 @@ def test_tensors_of_the_same_sources_are_one():
     assert len(list(plain.parameters())) == 3
 
 
+def test_copies_of_a_layer_are_not_taken_for_one():
+    """Also where what was computed from what is gone, and memory given anew."""
+    layers = []
+    for _ in range(20):
+        with torch_seeded(0, "alike"):
+            layers.append(spectral_masked(nn.Linear(4, 4)))
+    plain = baked(nn.Sequential(*layers))
+    assert all(torch.equal(layer.weight, plain[0].weight) for layer in plain)
+    assert len({id(layer.weight) for layer in plain}) == 20
+
+
 class OfOther(nn.Module):
     """Gives a layer the weight of another one, or a row of it, or all rows of one."""
 

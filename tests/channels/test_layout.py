@@ -127,6 +127,18 @@ def test_a_new_network_is_traced_evaluated_and_measured(case):
     assert forward_times([make().eval(), sliced], example, threads=1, seconds=0.0)
 
 
+def test_it_is_found_out_once_for_all_candidates(tiny_model, tiny_data, monkeypatch):
+    model, runs = copy.deepcopy(tiny_model), []
+    graph = trace_channels(model, tiny_data.example)
+    source = Sliced(model, graph, rank_channels(model, graph))
+    evaluator = AdaptiveBN(source, tiny_data, AdaptiveBNOptions(**QUICK))
+    monkeypatch.setattr("abcsearch.channels.layout.laid", runs.append)
+    full = [group.channels for group in graph.prunable]
+    for taken in (1, 2):
+        evaluator(tuple(max(1, count - taken) for count in full), 0)
+    assert runs == []
+
+
 def test_copies_and_slices_remember(case):
     make, data, *_ = case
     model = make().eval()
