@@ -12,7 +12,7 @@ from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.disk.known import Known, Source, read_known
 from abcsearch.runs.disk.lines import run_id
 from abcsearch.runs.disk.shapes import shown_header
-from abcsearch.runs.front_folder import runs_of
+from abcsearch.runs.front_folder import is_front, runs_of
 from abcsearch.runs.settings import Part, SearchSettings, to_plain
 from abcsearch.runs.settings_diff import complete, unlike
 
@@ -36,7 +36,8 @@ def found_known(
 ) -> Known:
     """Returns what the other runs that settings name make known: trials of searches, baselines and maps.
 
-    Also what they knew themselves. Of a structure that several have, the first counts.
+    Also what they knew themselves. Of a structure that several have, the first counts. What a run of the same front has
+    found with other prepared weights, which may follow from the budget, is left out.
 
     Args:
         folder: of the run that is to know it; relative names are seen from there.
@@ -51,6 +52,8 @@ def found_known(
     seen: set[Candidate] = set()
     for name in settings.known:
         for run, shown in _runs(folder, name):
+            if _prepared_for_another(folder, run, same):
+                continue
             source = _source(run, shown, space, settings, same)
             fresh = tuple(trial for trial in source.trials if trial.candidate not in seen)
             seen.update(trial.candidate for trial in fresh)
@@ -66,6 +69,15 @@ def _runs(folder: RunFolder, name: str) -> Iterator[tuple[RunFolder, str]]:
             msg = f"known names the run itself, {path}: leave it out, a run knows its own trials"
             raise RunError(msg)
         yield run, name if run.path == path else f"{name}/{run.path.relative_to(path)}"
+
+
+def _prepared_for_another(folder: RunFolder, run: RunFolder, same: Mapping[str, Any]) -> bool:
+    """Returns whether a run of another budget of the same front has prepared other weights."""
+    budgets = folder.path.resolve().parent
+    if "model" not in same or run.path.resolve().parent != budgets or not is_front(budgets.parent):
+        return False
+    there = shown_header(run)["identity"].get("prepared")
+    return _weights(there) != _weights(same.get("prepared"))
 
 
 def _source(

@@ -12,6 +12,7 @@ from abcsearch.channels.source import Sliced
 from abcsearch.config import parse_run, read_config, read_run
 from abcsearch.errors import BudgetError, ConfigError, RunError, TrustError
 from abcsearch.planning.dry_run import rehearse_front
+from abcsearch.preparation.registry import PREPARATIONS
 from abcsearch.runs.config_run import run_front_config
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import read_journal
@@ -386,3 +387,40 @@ def test_a_front_that_has_begun_stays_where_it_is_refused_later(
     with pytest.raises(RunError, match=r"nowhere|another front"):
         run(tiny_model, tiny_data, folder, known=[tmp_path / "nowhere"])
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "iterate",
+        "slimmable",
+        *(
+            pytest.param(name, marks=pytest.mark.faults)
+            for name in sorted(set(PREPARATIONS) - {"iterate", "slimmable"})
+        ),
+    ],
+)
+def test_what_was_prepared_for_another_budget_is_not_known(name, tiny_model, tiny_data, tmp_path):
+    recipe = {"epochs": 2, "batch_size": 16, "lr": 0.05}
+    options = {"widths": "free"} if name == "slimmable" else {}  # trained for any budget
+    changes = {
+        "budgets": BUDGETS[:2],
+        "n_trials": 4,
+        "searcher": "random",
+        "evaluator": "adaptive_bn",
+        "prepare": {"name": name, "recipe": recipe, **options},
+    }
+    front = run(tiny_model, tiny_data, tmp_path / "run", **changes)
+    hashes = [
+        json.loads((result.run_dir / "prepared.json").read_text())["weights"]
+        for result in front.results
+    ]
+    known = read_known(RunFolder(front.results[1].run_dir))
+    assert bool(known.sources) == (hashes[0] == hashes[1])
+    if name in ("iterate", "slimmable"):
+        assert bool(known.sources) == (name == "slimmable")
+    stopped = tmp_path / "run" / "budgets" / NAMES[1]
+    (stopped / "known.json").unlink()
+    (stopped / "journal.jsonl").unlink()
+    again = run(tiny_model, tiny_data, tmp_path / "run", **changes)
+    assert outcomes(again) == outcomes(front)
