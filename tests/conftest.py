@@ -1,6 +1,7 @@
 """Small problems that many tests share."""
 
 import gc
+import os
 
 import pytest
 import torch
@@ -33,6 +34,14 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _not_onto_the_disk():
+    """Without waiting for disks, which takes a quarter of the time of tests of runs: here the power does not fail."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

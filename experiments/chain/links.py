@@ -1,7 +1,7 @@
 """What each link of a chain is worth: pruned, then factorised, int8, sparse, with a codebook.
 
     python -m experiments.chain.links [--config experiments/chain/digits.toml] [--run-dir runs/chain]
-        [--chains low_rank_int8 deep low_rank_deep] [--epochs 10]
+        [--chains low_rank_int8 deep low_rank_deep] [--epochs 10] [--set key=value ...]
 
 One search and fine-tuning, then every chain from its winner: MACs, bytes, bit operations, accuracy with its interval,
 and forward time in PyTorch and ONNX Runtime of each link, one thread, all in turns. What is there is not done again.
@@ -71,10 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--epochs", type=at_least_one, help="of each link; default: 10, of a codebook 5"
     )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="of the config"
+    )
     options = parser.parse_args(arguments)
     try:
         folder = options.run_dir / "search"
-        run_config(read_config(options.config), folder)
+        run_config(read_config(options.config, options.set), folder)
         run = open_run(folder)
         finetune_run(run, progress=_say)
         sys.stdout.write(

@@ -137,6 +137,7 @@ def test_every_published_setting_has_a_config():
         "digits/config.toml",
         "chain/digits.toml",
         "chain/resnet20.toml",
+        "chain/vgg16.toml",
         "chain/ranks.toml",
         "controls/digits.toml",
         "controls/resnet20.toml",

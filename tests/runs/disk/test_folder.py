@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import stat
 import subprocess
 import sys
 
@@ -76,6 +77,23 @@ def test_a_writer_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
         folder.write("deep/x.txt", fails)
     assert (tmp_path / "deep" / "x.txt").read_text() == "old"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be opened here")
+def test_a_file_is_on_disk_before_it_has_its_name_and_then_the_name_is(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write_json("run.json", 1)
+    synced = []
+
+    def seen(descriptor):
+        there = os.fstat(descriptor)
+        new = (tmp_path / "run.json").stat().st_ino != old
+        synced.append(("folder" if stat.S_ISDIR(there.st_mode) else there.st_size, new))
+
+    old = (tmp_path / "run.json").stat().st_ino
+    monkeypatch.setattr(os, "fsync", seen)
+    folder.write_json("run.json", [2, 3])
+    assert synced == [((tmp_path / "run.json").stat().st_size, False), ("folder", True)]
 
 
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):

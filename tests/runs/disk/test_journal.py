@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import zlib
 from unittest import mock
 
@@ -264,12 +265,15 @@ def test_a_missing_journal_is_empty_and_opening_it_creates_it(tmp_path):
     assert path.read_bytes() == b""
 
 
-def test_a_finished_trial_is_on_disk_before_append_returns(tmp_path):
+def test_a_finished_trial_is_on_disk_before_append_returns(tmp_path, monkeypatch):
     path = tmp_path / "journal.jsonl"
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
     with Journal(path) as journal:
         for number in range(3):
             journal.append(Trial(number, (number,), Evaluation(fitness=0.1)))
             assert list(read_journal(path).trials) == list(range(number + 1))
+            assert synced[number:] == [path.stat().st_size]
 
 
 def test_each_line_is_the_checksum_of_the_one_before_its_own_and_json(tmp_path):
