@@ -55,8 +55,19 @@ def torch_seeded(seed: int, part: str, number: int = 0) -> Iterator[None]:
 
     devices = range(torch.cuda.device_count())
     with _GENERATORS, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derived_seed(seed, part, number))
+        _seed(derived_seed(seed, part, number), cuda=bool(devices))
         yield
+
+
+def _seed(seed: int, *, cuda: bool) -> None:
+    """Seeds torch's global generators; `torch.manual_seed` also notes where it was called, for devices that are not there."""
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if cuda:
+        torch.cuda.manual_seed_all(seed)
+    elif torch.accelerator.is_available():  # of another kind
+        torch.manual_seed(seed)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 
-from abcsearch.channels.fast.cloning import keeping_buffers
+from abcsearch.channels.fast.cloning import clone, keeping_buffers
 from abcsearch.example import ROWS, in_rows, laid, run_on, wants_rows
 from abcsearch.rng import torch_seeded
 
@@ -61,7 +60,7 @@ def fit_layout(network: nn.Module, example: Inputs) -> None:
         keeping_buffers(network),  # which a copy may still write to
     ):
         try:
-            twin = copy.deepcopy(network).eval()
+            twin = clone(network, {}).eval()
             laid_out(twin)
             run_on(twin, laid(example.to(device)).clone())  # forward may change it in place
             rows = False

@@ -7,14 +7,13 @@ tried on a copy, with noise on weights that are all the same: a layer that start
 from __future__ import annotations
 
 import contextlib
-import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from abcsearch.channels.decisions import Decisions
-from abcsearch.channels.fast.cloning import keeping_buffers
+from abcsearch.channels.fast.cloning import clone, keeping_buffers
 from abcsearch.channels.gates import gated
 from abcsearch.channels.layout import lay_rows
 from abcsearch.channels.orders import Ranking
@@ -55,7 +54,7 @@ def misfits(model: nn.Module, graph: ChannelGraph, example: Example) -> dict[int
         torch_seeded(0, "check"),
         keeping_buffers(model),
     ):
-        trial = _Trial(lay_rows(copy.deepcopy(model)).eval(), graph, example)
+        trial = _Trial(lay_rows(clone(model, {})).eval(), graph, example)
         full, narrow = trial.full, trial.narrow
         if trial.difference(narrow) is None:
             return {}
@@ -110,7 +109,7 @@ class _Trial:
     def in_double(self) -> _Trial | None:
         """Returns the same in double precision, where rounding explains nothing; None if it does not run so."""
         example = self._example.mapped(lambda x: x.double() if _is_real(x) else x)
-        trial = _Trial(copy.deepcopy(self._model).double(), self._graph, example, shake=False)
+        trial = _Trial(clone(self._model, {}).double(), self._graph, example, shake=False)
         return None if isinstance(trial._run(trial._model, 0), str) else trial
 
     def is_random(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import threading
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from abcsearch.channels.fast.cloning import keeping_buffers
+from abcsearch.channels.fast.cloning import clone, keeping_buffers
 from abcsearch.channels.interception import SIZE_ATTRIBUTES, Watched, is_leaf, listening
 from abcsearch.channels.layout import lay_rows
 from abcsearch.channels.recording import Recorder
@@ -186,7 +185,7 @@ def _twin(model: nn.Module) -> nn.Module:
         msg = f"{type(model).__name__} has lazy layers without weights yet; run it once on a batch, then trace it"
         raise TraceError(msg)
     try:
-        return copy.deepcopy(model)
+        return clone(model, {})
     except Exception as error:
         msg = (
             f"{type(model).__name__} cannot be copied: {first_line(error)}; weights that are computed by a hook "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from abcsearch.channels.fast.cloning import clone
 from abcsearch.errors import AbcSearchError, RunError, callers, one_line
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, calibrate, statistics
 from abcsearch.evaluation.base import evaluate
@@ -89,7 +89,7 @@ def look_at(model: nn.Module, data: Data, macs: int, asked: Asked) -> SetUp:
     if not asked.trained:
         return _record(Looked(**known, images=0))
     held = _some(data.validation, count, data.seed, "set-up, search-validation")
-    network = copy.deepcopy(model).to(asked.device)
+    network = clone(model, {}).to(asked.device)
     with computing(asked.device, threads=torch.get_num_threads()), torch_seeded(0, "set-up"):
         known["loaded"] = _scored(network, held, goal)
         known["training"] = _scored(network, train, goal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_COMMIT = "# branch.oid "
+
+
 def environment() -> dict[str, Any]:
     """Returns versions, machine and, if the working directory is in a git repository, its commit."""
     packages = (
@@ -28,36 +32,42 @@ def environment() -> dict[str, Any]:
         "optuna",
         "cmaes",
     )
+    commit, changed = _repository()
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: _version(name) for name in packages},
-        "git": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain")),
+        "git": commit,
+        "git_changed": changed,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 
 
+_installed = functools.cache(metadata.version)  # which reads whole descriptions
+
+
 def _version(package: str) -> str | None:
     """Returns the installed version of a package; None where it runs from a source folder."""
     try:
-        return metadata.version(package)
+        return _installed(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    """Returns what git prints, or None where there is no git or no repository."""
+def _repository() -> tuple[str | None, bool]:
+    """Returns commit and whether anything has changed since; None and False where there is no git or no repository."""
+    command = ["git", "status", "--porcelain=v2", "--branch"]
     try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        return None, False
+    lines = done.stdout.splitlines()
+    commits = [line.removeprefix(_COMMIT) for line in lines if line.startswith(_COMMIT)]
+    commit = next((commit for commit in commits if commit != "(initial)"), None)
+    return commit, not all(line.startswith("#") for line in lines)
 
 
 def versions_text(header: Mapping[str, Any]) -> str:

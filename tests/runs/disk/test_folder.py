@@ -302,6 +302,8 @@ def test_the_environment_says_versions_machine_and_commit(tmp_path, monkeypatch)
     assert json.loads(json.dumps(outside)) == outside
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
+    without = environment()
+    assert (without["git"], without["git_changed"]) == (None, False)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     clean = environment()
     assert len(clean["git"]) == 40
