@@ -60,7 +60,7 @@ def torch_seeded(seed: int, part: str, number: int = 0) -> Iterator[None]:
 
 
 def _seed(seed: int, *, cuda: bool) -> None:
-    """Seeds torch's global generators; `torch.manual_seed` also notes where it was called, for devices that are not there."""
+    """Seeds torch's global generators; `torch.manual_seed` also notes where it was called, for devices not there."""
     import torch
 
     torch.default_generator.manual_seed(seed)

@@ -15,6 +15,7 @@ from experiments.benchmarks.searchers import bench, problems, report
 from experiments.benchmarks.searchers.__main__ import main
 from experiments.benchmarks.searchers.bench import Plan, benchmark
 from experiments.benchmarks.searchers.play import Job, Played, play
+from experiments.benchmarks.searchers.plots import median_regrets
 from experiments.benchmarks.searchers.results import Results
 from experiments.benchmarks.searchers.rows import Row
 from experiments.benchmarks.searchers.tables import overview, summary
@@ -111,6 +112,24 @@ def test_a_run_is_the_winners_so_far(data):
     assert run.steps == [(1, 50 / 100), (2, 70.79 / 100), (4, 70.9 / 100)]
     assert run.evaluations == 4
     assert play(job(seed=1, evaluations=3), data).steps == run.steps[:2]
+
+
+def test_pictures_are_of_the_medians_regrets(plan, tmp_path, called):
+    (found,) = benchmark(plan, Results(tmp_path), 1)
+    assert median_regrets(found, "scripted", [1, 2, 4]) == pytest.approx([24, 24, 0.2])
+    picture = tmp_path / "means.png"
+    status, *_ = called(
+        "--searchers",
+        "random",
+        "--tasks",
+        "cifar10-free",
+        "--seeds",
+        "1",
+        "--picture",
+        str(picture),
+    )
+    assert status == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_medians_regrets_and_evaluations_needed(plan, tmp_path):

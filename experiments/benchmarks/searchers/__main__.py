@@ -1,7 +1,7 @@
 """How many evaluations does a searcher need? Every registered searcher on tables of trained networks and landscapes.
 
     python -m experiments.benchmarks.searchers --data DIR [--searchers a,b] [--tasks cifar10-*,landscape30-50]
-        [--seeds N] [--evaluations N] [--set option=value ...] [--tune] [--again] [--write]
+        [--seeds N] [--evaluations N] [--set option=value ...] [--tune] [--again] [--write] [--picture FILE]
 
 DIR holds nats_sss.csv.gz, the size search space of NATS-Bench. Finished runs are kept in --cache and not made again as
 long as the searcher's code is the same; --again makes them again. --tune looks at CIFAR-10 and at other landscapes
@@ -22,7 +22,8 @@ from typing import Any
 from abcsearch.errors import AbcSearchError, ConfigError, DataError, unknown_name
 from experiments.benchmarks.searchers import problems
 from experiments.benchmarks.searchers.bench import Plan, benchmark
-from experiments.benchmarks.searchers.report import place, text, write
+from experiments.benchmarks.searchers.plots import draw_means
+from experiments.benchmarks.searchers.report import by_title, place, text, write
 from experiments.benchmarks.searchers.results import Results
 from experiments.benchmarks.searchers.rows import Row, all_rows
 from experiments.benchmarks.searchers.tables import MARKS
@@ -69,6 +70,11 @@ def parser() -> argparse.ArgumentParser:
         "--write",
         action="store_true",
         help="tables and pictures into this benchmark's README; of all runs",
+    )
+    made.add_argument(
+        "--picture",
+        type=Path,
+        help="a PNG file: mean regrets of what is run, tables and landscapes",
     )
     return made
 
@@ -168,6 +174,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if arguments.write:
         write(Path(__file__).parent, found, arguments.evaluations)
+    if arguments.picture:
+        draw_means(by_title(found), arguments.evaluations, arguments.picture)
     sys.stdout.write(text(found, arguments.evaluations) + "\n")
     return 0
 

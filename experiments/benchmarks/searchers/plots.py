@@ -55,16 +55,48 @@ def draw(found: list[Found], evaluations: int, path: Path) -> None:
     numbers = np.unique(np.geomspace(min(5, evaluations), evaluations, _POINTS).astype(int))
     for axes, one in zip(panels, found, strict=False):
         for row, style in _styles([*one.runs]).items():
-            best = np.median(
-                [[value_at(run, int(n)) for n in numbers] for run in one.runs[row]], axis=0
-            )
-            axes.plot(numbers, 100 * (one.optimum - best), label=row, **style)
+            axes.plot(numbers, median_regrets(one, row, numbers), label=row, **style)
         _scale(axes, one.task, evaluations)
     for axes in panels[len(found) :]:
         axes.set_axis_off()
     figure.supxlabel("evaluations", fontsize=9)
     figure.supylabel("median regret, points of accuracy", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
+    _finish(figure, panels[0], path)
+
+
+def draw_means(groups: dict[str, list[Found]], evaluations: int, path: Path) -> None:
+    """Draws a PNG file: a panel for each group of tasks, with the mean over its tasks of the median regrets.
+
+    Args:
+        groups: tasks by the title of their panel, all with the same searchers.
+        evaluations: where the lines end.
+        path: the file.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    figure = Figure(figsize=(max(4.6 * len(groups), 5), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(groups), sharex=True, squeeze=False).ravel()
+    numbers = np.unique(np.geomspace(min(5, evaluations), evaluations, _POINTS).astype(int))
+    for axes, (title, found) in zip(panels, groups.items(), strict=True):
+        for row, style in _styles([*found[0].runs]).items():
+            regrets = [median_regrets(one, row, numbers) for one in found]
+            axes.plot(numbers, np.mean(regrets, axis=0), label=row, **style)
+        _scale(axes, title, evaluations)
+    figure.supxlabel("evaluations", fontsize=9)
+    figure.supylabel("mean regret, points", fontsize=9)
+    _finish(figure, panels[0], path)
+
+
+def median_regrets(one: Found, row: str, numbers: Any) -> Any:  # noqa: ANN401 - arrays
+    """Returns the median regret of a row after each number of evaluations, in points."""
+    best = [[value_at(run, int(n)) for n in numbers] for run in one.runs[row]]
+    return 100 * (one.optimum - np.median(best, axis=0))
+
+
+def _finish(figure: Figure, panel: Axes, path: Path) -> None:
+    """Adds the legend of a panel, which stands for all, and writes the file."""
+    handles, labels = panel.get_legend_handles_labels()
     figure.legend(
         handles,
         labels,

@@ -52,6 +52,11 @@ def write(folder: Path, found: list[Found], evaluations: int) -> None:
     readme.write_text(before + content + after, encoding="utf-8")
 
 
+def by_title(found: list[Found]) -> dict[str, list[Found]]:
+    """Returns the tasks by the title of their kind."""
+    return {TITLES[kind]: group for kind, group in _kinds(found).items()}
+
+
 def place(folder: Path) -> tuple[Path, str, str]:
     """Returns the README of a folder, and what stands in it before and after the report.
 
