@@ -1,5 +1,7 @@
 """Small problems that many tests share."""
 
+import contextlib
+import functools
 import gc
 import os
 
@@ -50,6 +52,29 @@ def _key_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_table_of_operators():
+    """Exports to ONNX share torch's table of operators, which it makes anew for each: half of the time of one."""
+    export = torch.onnx.export
+
+    def exported(*arguments, **options):
+        _share_the_table()
+        return export(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", exported)
+        yield
+
+
+@functools.cache
+def _share_the_table():
+    """Has torch keep that table, if this version has it where it is known to be; importing it takes a second."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture
