@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import json
 import re
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +138,29 @@ def _described(registry: Registry[Any], name: str) -> Entry:
     )
 
 
+def _criterion(name: str) -> Entry:
+    """Describes a criterion by the docstrings of the functions that it is made of, or of its class."""
+    entry, home = _described(CRITERIA, name), CRITERIA.where(name)
+    if home is None:
+        return replace(entry, text=_whole([entry.description, _doc(CRITERIA[name])], ()))
+    path, _, constant = home.path.partition(":")
+    body = _tree(path).body
+    docs = [ast.get_docstring(_definition(body, part)) or "" for part in _made_of(body, constant)]
+    return replace(entry, text=_whole([entry.description, *docs], ()))
+
+
+def _made_of(statements: Iterable[ast.stmt], constant: str) -> list[str]:
+    """Returns the names of the functions of a module in `constant = Class(function, ...)`, or of the class."""
+    there = {node.name for node in statements if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    made: Any = next(
+        node.value
+        for node in statements
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == constant
+    )
+    functions = [ast.unparse(argument) for argument in made.args]
+    return [name for name in functions or [ast.unparse(made.func)] if name in there]
+
+
 def _recipe(name: str) -> Entry:
     entry = PRESETS.find(name)
     usual, chosen = vars(Recipe()), vars(entry.recipe)
@@ -185,9 +207,17 @@ def _first_line(described: object) -> str:
 def _written(home: Home) -> ast.ClassDef | ast.FunctionDef:
     """Returns the source of a class or function of this package: nothing is imported for it."""
     module, _, name = home.path.partition(":")
-    spec = importlib.util.find_spec(module)
-    tree = ast.parse(Path((spec and spec.origin) or "").read_bytes())
-    return _definition(tree.body, name)
+    return _definition(_tree(module).body, name)
+
+
+def _tree(module: str) -> ast.Module:
+    """Returns the source of a module of this package."""
+    path = Path(__file__).parent.joinpath(
+        *module.split(".")[1:]
+    )  # `find_spec` would import what is above it
+    return ast.parse(
+        (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()
+    )
 
 
 def _definition(statements: Iterable[ast.stmt], name: str) -> ast.ClassDef | ast.FunctionDef:
@@ -245,7 +275,7 @@ _KINDS: dict[str, tuple[Mapping[str, Any], Callable[[str], Entry]]] = {
     "evaluators": (EVALUATORS, _evaluator),
     "preparations": (PREPARATIONS, _preparation),
     "transforms": (TRANSFORMS, _transform),
-    "criteria": (CRITERIA, partial(_described, CRITERIA)),
+    "criteria": (CRITERIA, _criterion),
     "models": (MODELS, partial(_function, MODELS)),
     "datasets": (DATASETS, partial(_function, DATASETS)),
     "recipes": (PRESETS, _recipe),

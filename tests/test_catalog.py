@@ -1,5 +1,6 @@
 """The catalog: all that can be named, read without what it names."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import fields
@@ -9,6 +10,7 @@ import pytest
 from abcsearch import catalog as whole
 from abcsearch.budget import Budget
 from abcsearch.catalog import KINDS, catalog
+from abcsearch.channels.criteria import CRITERIA
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
 from abcsearch.data.registry import DATASETS
 from abcsearch.execution.options import ExecutionOptions
@@ -30,7 +32,8 @@ def test_listing_imports_no_torch():
     code = f"""
 import sys
 from abcsearch.cli import app
-for arguments in ([], *([kind] for kind in {KINDS!r}), ["searchers", "ddpg"], ["models", "resnet20", "--json"]):
+single = [["searchers", "ddpg"], ["models", "resnet20", "--json"], ["criteria", "thinet"]]
+for arguments in ([], *([kind] for kind in {KINDS!r}), *single):
     app(["list", *arguments], standalone_mode=False)
 print([name for name in ("torch", "torchvision", "sklearn", "scipy.linalg", "ray") if name in sys.modules])
 """
@@ -62,6 +65,19 @@ def test_settings_of_tables_are_listed_with_their_defaults(kind, record):
     entries = catalog(kind)
     assert [entry.name for entry in entries] == [f.name for f in fields(record)]
     assert all(entry.options[0].startswith(f"{entry.name}=") for entry in entries)
+
+
+def test_criteria_say_what_they_score_and_how_they_differ_from_the_paper():
+    for entry in catalog("criteria"):
+        made = CRITERIA[entry.name]
+        functions = [
+            value
+            for value in vars(made).values()
+            if inspect.isfunction(value) and ".criteria." in value.__module__ + "."
+        ]
+        for described in functions or [type(made)]:
+            assert inspect.getdoc(described) in entry.text, entry.name
+    assert "Differences from the paper:" in catalog("criteria", "thinet").pop().text
 
 
 def test_metrics_say_which_objectives_have_them():

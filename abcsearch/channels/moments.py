@@ -16,6 +16,7 @@ from abcsearch.channels.outline import parts_of, plan_of
 from abcsearch.channels.responses import run_batches, twin_of
 from abcsearch.errors import RankingError, callers
 from abcsearch.rng import derived_seed
+from abcsearch.shortages import check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 Form = Literal["patches", "pooled"]
 POSITIONS = 24  # of a feature map that are looked at, per image
+LESS = (
+    'fix the layers that are that wide ([space] fixed), or take repair = "none" and a criterion that looks at weights '
+    "alone (reader_l2, l1)"
+)
 LARGEST = 4608  # inputs of a reader, 3 x 3 x 512: their Gram matrix has 170 MB
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -76,6 +81,16 @@ class Reader:
         """What an input is; see `Moments`."""
         small = self.axis == 1 and self.units * self.entries <= LARGEST
         return "patches" if small else "pooled"
+
+    @property
+    def inputs(self) -> int:
+        """Of how many numbers there are moments, in each of its conv groups."""
+        return self.units * (self.entries if self.form == "patches" else 1)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its second moments."""
+        return 8 * self.conv_groups * self.inputs**2
 
     def split(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns its weight, or what is left of it, as (conv_groups, outputs, units, entries)."""
@@ -283,9 +298,10 @@ class _Sums:
     def __init__(self, reader: Reader, sample: Sample) -> None:
         self.reader, self.sample = reader, sample
         self.rows = 0
-        inputs = reader.units * (reader.entries if reader.form == "patches" else 1)
-        self.total = torch.zeros(reader.conv_groups, inputs, dtype=torch.float64)
-        self.products = torch.zeros(reader.conv_groups, inputs, inputs, dtype=torch.float64)
+        self.total = torch.zeros(reader.conv_groups, reader.inputs, dtype=torch.float64)
+        self.products = torch.zeros(
+            reader.conv_groups, reader.inputs, reader.inputs, dtype=torch.float64
+        )
 
     def see(self, layer: nn.Module, x: torch.Tensor, batch: int) -> None:
         """Takes in the layer's input of one batch."""
@@ -395,7 +411,7 @@ def moments_of(
     """Returns moments of what some layers read, of some positions per image; one pass in evaluation mode.
 
     Sums are float64, in the order of the data: the same bits wherever they are computed alike. A reader takes 8 bytes
-    times the square of its inputs; one of more than `LARGEST` is looked at in pooled form.
+    times the square of its inputs, and as much again for a batch; one of more than `LARGEST` is looked at in pooled form.
 
     Args:
         model: the network; not changed.
@@ -408,14 +424,16 @@ def moments_of(
         none.
 
     Raises:
-        RankingError: if the data are none, do not fit the network, or make it compute what is not finite.
+        RankingError: if the data are none, do not fit the network, or make it compute what is not finite; if they take
+            more memory than there is.
 
     Warns:
         UserWarning: of a reader that is too large for moments of its patches.
     """
+    _check_room(readers)
     twin = twin_of(model)
     for reader in readers:
-        if reader.axis == 1 and reader.form == "pooled":
+        if reader.axis == 1 and reader.form == "pooled" and reader.entries > 1:
             inputs = reader.units * reader.entries
             msg = (
                 f"{reader.path} reads {inputs:,} numbers for every output, whose second moments would take "
@@ -431,3 +449,12 @@ def moments_of(
 
     run_batches(twin, data, seed, step)
     return watch.moments()
+
+
+def _check_room(readers: Sequence[Reader]) -> None:
+    """Raises RankingError if this machine has less memory than the second moments of some layers take."""
+    largest = max(readers, key=lambda reader: reader.memory, default=None)
+    if largest is not None:
+        all_of_them = sum(reader.memory for reader in readers) + largest.memory
+        what = f"second moments of what layers read ({largest.path}: {largest.inputs:,} numbers)"
+        check_memory(all_of_them, what, LESS)

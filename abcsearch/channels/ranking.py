@@ -15,9 +15,11 @@ import numpy as np
 import torch
 
 from abcsearch.channels.criteria import CRITERIA, Subject, l1
+from abcsearch.channels.moments import LESS
 from abcsearch.channels.named import names_of
 from abcsearch.channels.orders import Ranking
 from abcsearch.errors import AbcSearchError, RankingError, one_line
+from abcsearch.shortages import machine_suffices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +88,8 @@ def _ranked(subject: Subject, criterion: str) -> Ranking:
     scores: list[NDArray[np.float64]] = []
     without: list[str] = []
     # The caller may be in such a block, where nothing can be differentiated
-    with torch.inference_mode(mode=False):
+    doing = f"ranking channels by {criterion}"
+    with torch.inference_mode(mode=False), machine_suffices(doing, LESS):
         every = (
             entry.scores(subject)
             if criterion in CRITERIA

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 
-from abcsearch.channels.moments import reader_moments
-from abcsearch.channels.outline import outlined
+from abcsearch.channels.moments import LESS, reader_moments, readers_of
+from abcsearch.channels.outline import outlined, parts_of
 from abcsearch.channels.sequential import fit_in_turn, goals_of
 from abcsearch.channels.slicing import fill
 from abcsearch.channels.source import Sliced
-from abcsearch.errors import ConfigError, RankingError, unknown_name
+from abcsearch.errors import ConfigError, RankingError, plural, unknown_name
 from abcsearch.example import Example
+from abcsearch.shortages import machine_suffices
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from abcsearch.channels.graph import ChannelGraph
     from abcsearch.channels.moments import Moments
     from abcsearch.channels.outline import Outline
     from abcsearch.channels.sequential import Goal
@@ -135,11 +137,15 @@ class Repaired(Sliced):
         """Returns moments of what every layer reads that is repaired, by its path; computed at the first call.
 
         Raises:
-            RankingError: if the network does not run on the images, or computes what is not finite.
+            RankingError: if the network does not run on the images, computes what is not finite, or the machine has too
+            little memory.
         """
         if self._known is None:
             # The same numbers, whatever the caller computes in
-            with torch.autocast(self._device.type, enabled=False):
+            with (
+                torch.autocast(self._device.type, enabled=False),
+                machine_suffices("second moments for repair", LESS),
+            ):
                 every = reader_moments(self.model, self.graph, self.images, seed=self._seed)
             tensors = dict(self.model.named_parameters())
             some = any(tensor.requires_grad for tensor in tensors.values())
@@ -149,6 +155,30 @@ class Repaired(Sliced):
                 if tensors[one.reader.weight].requires_grad or not some
             }
         return self._known
+
+    def lines(self) -> list[str]:
+        """Returns in words which layers are fitted anew, which are left as they are and why, and of what there is little.
+
+        Raises:
+            RankingError: as `moments`.
+        """
+        moments = self.moments()
+        alone: dict[str, list[str]] = {}
+        for path, why in left_alone(self.model, self.graph, set(moments)).items():
+            alone.setdefault(why, []).append(path)
+        left = "; ".join(f"{', '.join(paths)} ({why})" for why, paths in alone.items())
+        lines = [
+            f"repair: {plural(len(moments), 'layer')} fitted anew; left as they are: {left or 'none'}"
+        ]
+        few = {path: one for path, one in moments.items() if one.rows < one.reader.inputs}
+        if few:
+            path, one = max(few.items(), key=lambda item: item[1].reader.inputs - item[1].rows)
+            others = f" (likewise {plural(len(few) - 1, 'other layer')})" if len(few) > 1 else ""
+            lines.append(
+                f"repair: {path} reads {one.reader.inputs:,} numbers, of which there are {one.rows:,} samples{others}: "
+                "the ridge decides between the ways to fit them"
+            )
+        return lines
 
     def in_turn(self) -> Self:
         """Returns the source with its networks repaired layer after layer as well."""
@@ -222,6 +252,41 @@ class Repaired(Sliced):
         """Returns all but what is computed again when needed; moments go along, so that they are the same elsewhere."""
         self.moments()
         return {**vars(self), "_solved": OrderedDict(), "_goals": None}
+
+
+def left_alone(model: nn.Module, graph: ChannelGraph, fitted: set[str]) -> dict[str, str]:
+    """Returns why layers that read channels of prunable groups are not fitted anew, by their paths.
+
+    Args:
+        model: the network that `graph` was traced on.
+        graph: its channel groups.
+        fitted: the paths of those that are.
+    """
+    modules, tensors = parts_of(model, graph)
+    readers = {reader.weight: reader.path for reader in readers_of(model, graph)}
+    users: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for tensor in module._parameters.values():
+            users.setdefault(id(tensor), []).append(path)
+    members = [member for group in graph.prunable for member in group.members]
+    makes = {(member.parameter, member.axis) for member in members if not member.reads}
+    reasons: dict[str, str] = {}
+    for member in members:
+        name, tensor = member.parameter, tensors[member.parameter]
+        paths = users.get(id(tensor), [])
+        if not member.reads or not fitted.isdisjoint(paths):
+            continue
+        held_back = {
+            "forward computes with the weight itself": name in graph.bare,
+            "they share a weight": len(paths) > 1,
+            "frozen": name in readers and not tensor.requires_grad,
+            "not called by forward as a module": name in readers,
+            "makes the channels that it reads": (name, member.axis) in makes,
+            "of a kind of its own": True,
+        }
+        why = next(why for why, holds in held_back.items() if holds)
+        reasons.update(dict.fromkeys(paths or [name], why))
+    return reasons
 
 
 def _bytes(solved: OrderedDict[tuple[str, bytes], dict[str, torch.Tensor]]) -> int:

@@ -22,6 +22,7 @@ from abcsearch.errors import AbcSearchError, RankingError, plural
 from abcsearch.example import Example, described, line_of
 from abcsearch.formats import first_line
 from abcsearch.rng import torch_seeded
+from abcsearch.shortages import shortage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,6 +162,7 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
 
     Raises:
         RankingError: if the data are none, or the network does not run on them.
+        Exception: whatever tells that the machine is short of something.
     """
     device = next(
         (tensor.device for tensor in (*twin.parameters(), *twin.buffers())), torch.device("cpu")
@@ -175,6 +177,8 @@ def run_batches(twin: nn.Module, data: Any, seed: int, step: Callable[[Batch], N
             except AbcSearchError:
                 raise
             except Exception as error:  # forward is the user's: anything can go wrong in it
+                if shortage(error) is not None:
+                    raise
                 why = f"{first_line(error)} ({line_of(error)})"
                 msg = f"data do not fit the network: it fails on images {batch.text}: {why}"
                 raise RankingError(msg) from error

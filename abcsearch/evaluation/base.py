@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from abcsearch.errors import SearcherError, ShortageError, one_line
-from abcsearch.evaluation.shortages import described, shortage, words
+from abcsearch.shortages import described, shortage, words
 from abcsearch.space import Candidate
 from abcsearch.trial import Evaluation, is_truth
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -17,7 +18,7 @@ from abcsearch.channels.layout import fit_layout, laid_out
 from abcsearch.channels.repair import Repaired
 from abcsearch.channels.source import Sliced
 from abcsearch.data.images import hardest
-from abcsearch.errors import ConfigError, DataError, plural, unknown_name
+from abcsearch.errors import ConfigError, DataError, RankingError, plural, unknown_name
 from abcsearch.evaluation import racing
 from abcsearch.evaluation.options import ScoringOptions
 from abcsearch.evaluation.utilisation import utilisation
@@ -377,6 +378,18 @@ def repaired(source: Source, data: Data, how: str) -> Source:
         cast("How", how),
         seed=data.seed,
     )
+
+
+def repair_lines(evaluator: object) -> list[str]:
+    """Returns what repair does to the candidates of an evaluator, in words; none where it is not one of ours, or none.
+
+    What keeps repair from working, the first evaluation says.
+    """
+    source = getattr(evaluator, "source", None)
+    source = source.source if isinstance(source, Ranked) else source
+    with contextlib.suppress(RankingError):
+        return source.lines() if isinstance(source, Repaired) else []
+    return []
 
 
 def calibration_images(data: Data, count: int) -> Split:

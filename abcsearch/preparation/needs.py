@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from abcsearch.errors import PreparationError
 from abcsearch.formats import size_text
-
-_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+from abcsearch.shortages import free_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,41 +57,3 @@ def check_needs(name: str, needs: Needs) -> None:
             raise PreparationError(
                 f"{msg}; {needs.less}{needs.less and ', or '}take a machine with more"
             )
-
-
-def free_memory() -> int | None:
-    """Returns the bytes of main memory that a process can still have: of the machine, and of its container's limit.
-
-    None where the system does not say.
-    """
-    free = _container()
-    try:
-        lines = dict(
-            line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines()
-        )
-        free.append(1024 * int(lines["MemAvailable"].split()[0]))
-    except (OSError, ValueError, KeyError, IndexError):
-        free += _all_memory()
-    return min(free, default=None)
-
-
-def _container() -> list[int]:
-    """Returns what is left of a container's limit, where there is one: what the system would give up is not used."""
-    try:
-        limit, used = (
-            int((_CGROUP / f"memory.{name}").read_text(encoding="utf-8"))
-            for name in ("max", "current")
-        )
-        entries = (_CGROUP / "memory.stat").read_text(encoding="utf-8").split()
-        given_up = int(entries[entries.index("inactive_file") + 1])
-    except (OSError, ValueError, IndexError):  # "max": no limit
-        return []
-    return [max(0, limit - used + given_up)]
-
-
-def _all_memory() -> list[int]:
-    """Returns how much memory the machine has, where only that is known."""
-    try:
-        return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    except (AttributeError, OSError, ValueError):
-        return []

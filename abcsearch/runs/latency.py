@@ -18,8 +18,8 @@ from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.timed import TimedCosts
 from abcsearch.errors import BudgetError, ModelError, RunError
 from abcsearch.formats import size_text
-from abcsearch.preparation.needs import free_memory
 from abcsearch.rng import numpy_stream
+from abcsearch.shortages import free_memory
 from abcsearch.steps import doing
 
 if TYPE_CHECKING:

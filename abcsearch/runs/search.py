@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.splits import Data
 from abcsearch.errors import ConfigError
+from abcsearch.evaluation.sliced import repair_lines
 from abcsearch.preparation.base import Preparation
 from abcsearch.registry import OBJECT
 from abcsearch.runs.blame import named
@@ -213,6 +214,8 @@ def run_search(  # noqa: PLR0913 - what it works with, and how it is shown
         ),
     )
     if not folder.finished(settings.n_trials):
+        for line in repair_lines(roles.evaluator):
+            folder.log(line)
         doing("evaluating the first structures")
     trials = loop.run()
     return collected(folder, task, settings, trials, roles.evaluator, loop.decision)

@@ -223,6 +223,14 @@ def test_flattened_channels_and_a_layer_that_is_too_large(monkeypatch):
     torch.testing.assert_close(pooled.gram[0], blocks, atol=1e-6, rtol=1e-6)
 
 
+def test_a_wide_layer_without_entries_to_leave_out_says_nothing(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 96), nn.ReLU(), nn.Linear(96, 3)).eval()
+    x = torch.randn(9, 4)
+    graph = trace_channels(model, x[:1])
+    monkeypatch.setattr(moments, "LARGEST", 95)  # warnings are errors
+    assert reader_moments(model, graph, x)["2"].gram.shape == (1, 96, 96)
+
+
 def test_a_transposed_convolution_is_looked_at_by_channels():
     model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.ConvTranspose2d(6, 3, 2, 2)).eval()
     x = torch.randn(9, 2, 4, 4)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from abcsearch import shortages
 from abcsearch.channels import repair
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.moments import Sample, reader_moments
@@ -19,6 +20,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.repair import Repaired, solve
 from abcsearch.channels.source import Sliced, check_source
 from abcsearch.errors import ConfigError, RankingError
+from abcsearch.shortages import shortage
 from tests.channels.networks import programs
 from tests.channels.oracle import few, images, random_candidate
 from tests.channels.test_moments import LAYERS, before
@@ -480,3 +482,67 @@ def test_images_stay_whatever_forward_does_with_them(how):
         networks.append(repaired(model, x, how)[0].network((3,)).state_dict())
         assert torch.equal(x, before)
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
+
+
+class Alone(nn.Module):
+    """Layers that read channels and stay as they are, each for a reason of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.tied, self.again = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        self.again.weight = self.tied.weight
+        self.own, self.bare, self.frozen = Doubling(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.frozen.weight.requires_grad_(requires_grad=False)
+        self.head = nn.Linear(8 * 4, 3)
+
+    def forward(self, x):
+        for layer in (self.first, self.tied, self.again, self.own, self.bare):
+            x = torch.relu(layer(x))
+        x = torch.relu(self.frozen(x + F.conv2d(x, self.bare.weight)))
+        return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+def test_layers_that_are_left_alone_are_named_and_so_are_few_samples():
+    x = torch.randn(20, 8, 4, 4)
+    source, _ = repaired(Alone().eval(), x)
+    assert source.lines() == [
+        "repair: 1 layer fitted anew; left as they are: tied, again (they share a weight); own, "
+        "bare (forward computes with the weight itself); frozen (frozen)",
+        "repair: head reads 32 numbers, of which there are 20 samples: the ridge decides between the ways to fit them",
+    ]
+    plain = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    (line,) = repaired(plain, x)[0].lines()
+    assert line == "repair: 1 layer fitted anew; left as they are: none"
+
+
+def test_a_machine_without_memory_for_moments_says_which_layer_takes_it(monkeypatch):
+    source, graph = repaired(Alone().eval(), torch.randn(20, 8, 4, 4))
+    needed = 8 * (32**2 + 3 * 8**2 + 32**2)
+    monkeypatch.setattr(shortages, "free_memory", lambda: 8 * 2**10)
+    words = r"second moments of what layers read \(head: 32 numbers\) take \d+ kB of memory, and 8 kB are free; fix the"
+    with pytest.raises(RankingError, match=words) as caught:
+        source.moments()
+    assert shortage(caught.value) == "memory"  # the machine's, not the candidate's
+    with pytest.raises(RankingError, match="second moments of what"):
+        rank_channels(source.model, graph, "refit", data=source.images)
+    monkeypatch.setattr(shortages, "free_memory", lambda: needed)
+    assert "head" in source.moments()
+
+
+@pytest.mark.parametrize("criterion", [None, "thinet", "pfa", "hrank", "nisp", "curl"])
+def test_memory_that_ends_while_a_criterion_looks_is_the_machines(criterion, monkeypatch):
+    model, x = Alone().eval(), torch.randn(20, 8, 4, 4)
+    source, graph = repaired(model, x)
+
+    def full(*_):
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 72 bytes"
+        )
+
+    looks = {None: source.moments}.get(
+        criterion,
+        lambda: rank_channels(model, graph, criterion, data=(x, torch.arange(20) % 3)),
+    )
+    monkeypatch.setattr(nn.Linear, "forward", full)
+    with pytest.raises(RankingError, match=r"this machine is short of memory .* 72 bytes.*; fix"):
+        looks()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from abcsearch import shortages
 from abcsearch.errors import PreparationError
 from abcsearch.formats import size_text
 from abcsearch.preparation import needs
@@ -9,8 +10,8 @@ from abcsearch.preparation.needs import Needs, check_needs
 
 
 def test_free_memory_is_that_of_the_machine_or_its_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(needs, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(needs, "_CGROUP", tmp_path)
+    monkeypatch.setattr(shortages, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(shortages, "_CGROUP", tmp_path)
     # All of it, where only that is known
     assert needs.free_memory() is None or needs.free_memory() > 2**20
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")

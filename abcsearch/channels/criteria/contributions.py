@@ -13,6 +13,7 @@ import torch
 from abcsearch.channels.criteria.base import words
 from abcsearch.channels.criteria.reading import ReadingCriterion
 from abcsearch.channels.elimination import LEAST, rising_scores
+from abcsearch.channels.pooling import warn_of_few
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,16 @@ class ContributionCriterion(ReadingCriterion):
     of the layer's weights of c and what the kernel sees of c. The Gram matrix of them, over all outputs and positions,
     follows from second moments of patches and the weights.
     """
+
+    def check(self, reads: Sequence[Read]) -> None:
+        """Warns of layers that read more than there are samples of."""
+        few = {
+            read.moments.reader.path: (read.moments.rows, read.moments.reader.inputs)
+            for read in reads
+        }
+        warn_of_few(
+            few, "samples", "the order of channels is partly chance; more images order better"
+        )
 
     def of_group(self, reads: Sequence[tuple[Read, torch.Tensor]]) -> NDArray[np.float64]:
         """Returns the scores for the Gram matrix of all readers, (channels,); arguments as of the base class."""

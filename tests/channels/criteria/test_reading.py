@@ -16,6 +16,7 @@ from abcsearch.channels.elimination import Fit, eliminate, inverted, regularised
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.moments import Sample, reader_moments, readers_of
 from abcsearch.channels.outline import plan_of
+from abcsearch.channels.pooling import FewSamplesWarning
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import RankingError
 from tests.channels.criteria.known import (
@@ -366,6 +367,18 @@ def test_where_nothing_reads_a_group_l1_stands_in(name):
             model, trace_channels(model, x), name, data=(x, torch.arange(9) % 2)
         )
     np.testing.assert_array_equal(ranking.scores[0], ranking_of_l1(model, x))
+
+
+@pytest.mark.parametrize(
+    "name", ["refit", "thinet", "thinet_tpami", "lasso", "subspace", "pfa", "discriminant"]
+)
+def test_fewer_samples_than_channels_are_told(name):
+    model, x = (
+        nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 2)).eval(),
+        torch.randn(9, 3),
+    )
+    with pytest.warns(FewSamplesWarning, match=r"9 \w+ are fewer than the 12 \w+ that 2 reads"):
+        rank_channels(model, trace_channels(model, x), name, data=(x, torch.arange(9) % 2))
 
 
 def ranking_of_l1(model, x):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from abcsearch.errors import AbcSearchError, RankingError
+from abcsearch.formats import first_line, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 _ERRNOS = {
     errno.ENOMEM: "memory",
@@ -81,3 +89,80 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         waiting += [link.__cause__, None if link.__suppress_context__ else link.__context__]
         if isinstance(link, BaseExceptionGroup):
             waiting += link.exceptions
+
+
+@contextlib.contextmanager
+def machine_suffices(doing: str, instead: str) -> Iterator[None]:
+    """Says what a machine was short of where a block fails by that; errors of other kinds go through as they are.
+
+    Args:
+        doing: what the block does, as the message begins.
+        instead: what to do.
+
+    Raises:
+        RankingError: in place of an error that tells of a shortage, which it is raised from.
+    """
+    try:
+        yield
+    except AbcSearchError:
+        raise
+    except Exception as error:
+        missing = shortage(error)
+        if missing is None:
+            raise
+        msg = f"{doing}: this machine is short of {missing} ({first_line(error)}); {instead}"
+        raise RankingError(msg) from error
+
+
+def check_memory(wanted: int, what: str, instead: str) -> None:
+    """Raises RankingError, from a MemoryError, if this machine has less memory than some things take.
+
+    Args:
+        wanted: bytes.
+        what: takes them, as the message begins.
+        instead: what to do.
+    """
+    free = free_memory()
+    if free is not None and wanted > free:
+        msg = (
+            f"{what} take {size_text(wanted)} of memory, and {size_text(free)} are free; {instead}"
+        )
+        raise RankingError(msg) from MemoryError(msg)
+
+
+def free_memory() -> int | None:
+    """Returns the bytes of main memory that a process can still have: of the machine, and of its container's limit.
+
+    None where the system does not say.
+    """
+    free = _container()
+    try:
+        lines = dict(
+            line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines()
+        )
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    except (OSError, ValueError, KeyError, IndexError):
+        free += _all_memory()
+    return min(free, default=None)
+
+
+def _container() -> list[int]:
+    """Returns what is left of a container's limit, where there is one: what the system would give up is not used."""
+    try:
+        limit, used = (
+            int((_CGROUP / f"memory.{name}").read_text(encoding="utf-8"))
+            for name in ("max", "current")
+        )
+        entries = (_CGROUP / "memory.stat").read_text(encoding="utf-8").split()
+        given_up = int(entries[entries.index("inactive_file") + 1])
+    except (OSError, ValueError, IndexError):  # "max": no limit
+        return []
+    return [max(0, limit - used + given_up)]
+
+
+def _all_memory() -> list[int]:
+    """Returns how much memory the machine has, where only that is known."""
+    try:
+        return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, OSError, ValueError):
+        return []
