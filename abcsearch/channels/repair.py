@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from abcsearch.example import Inputs
     from abcsearch.space import Candidate
 
-How = Literal["one_shot", "sequential"]
+How = Literal["one_shot", "sequential", "scalar"]
 RIDGE = 0.05  # times the mean of the diagonal; experiments/benchmarks/README.md has the figures
 _ROUNDING = (
     1e-14  # times inputs: the share of second moments that rounding may take when they are centred
@@ -36,7 +36,7 @@ _MEMORY = 2**30  # bytes of solutions that are kept
 
 
 def solve(
-    moments: Moments, weight: torch.Tensor, units: torch.Tensor
+    moments: Moments, weight: torch.Tensor, units: torch.Tensor, *, scalar: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the weight with which some of what a reader reads comes nearest to what it computes from all of it.
 
@@ -44,12 +44,14 @@ def solve(
     the reader takes it up, and r is `RIDGE` times the mean of the diagonal of the second moments. Of pooled moments,
     the channels that are gone are replaced by combinations of those that are left, the same ones at every entry.
 
-    Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks (ICCV 2017), section 3.1, step (ii).
+    Source: He et al., Channel Pruning for Accelerating Very Deep Neural Networks (ICCV 2017), section 3.1, step (ii);
+    `scalar`: Luo et al., ThiNet (ICCV 2017), section 3.2.3, with a ridge that pulls factors to 1.
 
     Args:
         moments: of all that it reads.
         weight: its whole weight.
         units: (k,) int64, those that are left, ascending.
+        scalar: whether W' is W with one factor for each unit, in place of any weight.
 
     Returns:
         W' in the shape of the whole weight, zero at the units that are gone, float64; and c, (outputs,) float64.
@@ -58,20 +60,21 @@ def solve(
     second = (moments.covariance if reader.centred else moments.gram).to(device)
     count = reader.entries if reader.form == "patches" else 1
     rows = (units[:, None] * count + torch.arange(count)).flatten().to(device)
-    kept = second[:, rows][:, :, rows]
-    ridge = RIDGE * kept.diagonal(dim1=1, dim2=2).mean(dim=1)
-    # Of inputs that hardly vary, rounding leaves covariances that are not positive definite.
-    sizes = moments.gram.diagonal(dim1=1, dim2=2).mean(dim=1).to(device)
-    ridge = torch.maximum(ridge, _ROUNDING * len(rows) * sizes)
-    # A layer that gets nothing but zeros has nothing to fit: its weights end as zeros.
-    ridge = torch.where(ridge > 0, ridge, 1.0)
-    kept.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
     full = reader.split(weight.detach().double())  # (conv_groups, outputs, units, entries)
     # (conv_groups, 1, outputs, inputs), or of pooled moments (conv_groups, entries, outputs, units): fitted alike.
     full = full.movedim(3, 1) if reader.form == "pooled" else full.flatten(2)[:, None]
-    solved = torch.cholesky_solve(
-        (full @ second[:, None, :, rows]).mT, torch.linalg.cholesky(kept)[:, None]
-    ).mT
+    if scalar:
+        read = (full.mT @ full).sum(dim=1)
+        products, sizes = (
+            _of_units(one * read, count) for one in (second, moments.gram.to(device))
+        )
+        factors = _factors(products, sizes, units.to(device))
+        solved = full[..., rows] * factors.repeat_interleave(count, dim=1)[:, None, None]
+    else:
+        kept = _with_ridge(second[:, rows][:, :, rows], moments.gram.to(device))[0]
+        solved = torch.cholesky_solve(
+            (full @ second[:, None, :, rows]).mT, torch.linalg.cholesky(kept)[:, None]
+        ).mT
     means = moments.mean.to(device)[:, None, None]
     lost = ((full * means).sum(dim=3) - (solved * means[..., rows]).sum(dim=3)).sum(dim=1)
     whole = torch.zeros_like(full)
@@ -80,12 +83,43 @@ def solve(
     return reader.merged(split, weight), lost.flatten()
 
 
+def _with_ridge(kept: torch.Tensor, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns second moments of what is left with a ridge, (conv_groups, k, k), and the ridges, (conv_groups,)."""
+    ridge = RIDGE * kept.diagonal(dim1=1, dim2=2).mean(dim=1)
+    # Of inputs that hardly vary, rounding leaves covariances that are not positive definite.
+    sizes = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
+    ridge = torch.maximum(ridge, _ROUNDING * kept.shape[1] * sizes)
+    # A layer that gets nothing but zeros has nothing to fit: its weights end as zeros.
+    ridge = torch.where(ridge > 0, ridge, 1.0)
+    return kept + torch.diag_embed(ridge[:, None].expand(-1, kept.shape[1])), ridge
+
+
+def _of_units(products: torch.Tensor, count: int) -> torch.Tensor:
+    """Returns sums of products of inputs over those of a unit, `count` side by side: (conv_groups, units, units)."""
+    return products.unflatten(1, (-1, count)).sum(dim=2).unflatten(2, (-1, count)).sum(dim=3)
+
+
+def _factors(products: torch.Tensor, gram: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    """Returns the factor of every unit that is left, (conv_groups, k).
+
+    Args:
+        products: (conv_groups, units, units), E of the products of what two units contribute to an output, summed over
+            all outputs.
+        gram: the same, without any means taken away.
+        units: (k,) those that are left.
+    """
+    kept, ridge = _with_ridge(products[:, units][:, :, units], gram)
+    wanted = products[:, units].sum(dim=2) + ridge[:, None]
+    return torch.cholesky_solve(wanted[:, :, None], torch.linalg.cholesky(kept))[:, :, 0]
+
+
 class Repaired(Sliced):
     """Slices of the trained network in which every layer that has lost inputs is fitted to those that are left.
 
     Weights and biases are solved anew so that a layer's outputs come nearest to those of the full network on training
     images, see `solve`: at once for all layers, each on what it reads in the full network ("one_shot"); or one layer
-    after the other, each on what it reads in the pruned network so far ("sequential"), after that. Where no bias takes
+    after the other, each on what it reads in the pruned network so far ("sequential"), after that; or at once by one
+    factor for every channel and layer ("scalar"). Where no bias takes
     up the constant, the running mean of the batch norm right behind does.
 
     Left as they are: layers that lose no input ("one_shot"); weights and biases that several layers share, or that
@@ -104,7 +138,7 @@ class Repaired(Sliced):
 
     Attributes:
         images: what moments are of: (n, channels, height, width) training images, or several inputs.
-        how: "one_shot" or "sequential".
+        how: "one_shot", "sequential" or "scalar".
     """
 
     def __init__(
@@ -181,7 +215,9 @@ class Repaired(Sliced):
         return lines
 
     def in_turn(self) -> Self:
-        """Returns the source with its networks repaired layer after layer as well."""
+        """Returns the source with its networks repaired layer after layer as well, unless by factors alone."""
+        if self.how == "scalar":
+            return self
         other = copy.copy(self)
         other.how, other._goals = "sequential", None
         return other
@@ -226,7 +262,9 @@ class Repaired(Sliced):
             return self._solved[key]
         reader = moments.reader
         with torch.autocast(self._device.type, enabled=False):
-            weight, constant = solve(moments, tensors[reader.weight], units)
+            weight, constant = solve(
+                moments, tensors[reader.weight], units, scalar=self.how == "scalar"
+            )
         solution = {reader.weight: weight.to(tensors[reader.weight])}
         name, sign = (f"{path}.bias", 1) if reader.bias else (f"{reader.norm}.running_mean", -1)
         if reader.centred:

@@ -11,7 +11,7 @@ from abcsearch.records import check, problems, setting
 from abcsearch.training.named import METRICS, OBJECTIVES
 from abcsearch.training.recipe import MAX_THREADS, Recipe, check_computing
 
-REPAIRS = ("none", "one_shot", "sequential")
+REPAIRS = ("none", "one_shot", "sequential", "scalar")
 SCORINGS = ("full", "racing")
 # What runs did that do not say, since they were made before it could be said.
 BEFORE: Mapping[str, Any] = {"repair": "none", "scoring": "full", "finalists": 0}
@@ -37,7 +37,8 @@ class ScoringOptions:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
         precision: "float32", "bf16", or on CUDA "tf32".
         repair: whether what reads channels is first fitted to those that are left, on training images: "one_shot", all
-            layers at once; "sequential", then one after the other, for many times the cost; "none". See `Repaired`.
+            layers at once; "sequential", then one after the other, for many times the cost; "scalar", at once by one
+            factor for each channel, as ThiNet; "none". See `Repaired`.
         threads: torch threads on the CPU; recorded, since they decide the order of summation.
         utilisation: passes over search-validation for each layer, with some of its channels silent, that say what its
             MACs are worth, in `Evaluation.diagnostics`: for searchers that look at it, such as `network_adjustment`.

@@ -27,6 +27,7 @@ from tests.channels.test_moments import LAYERS, before
 from tests.channels.test_slicing import traced
 
 HOWS = ("one_shot", "sequential")
+EVERY = (*HOWS, "scalar")
 
 
 @pytest.fixture
@@ -83,6 +84,66 @@ def test_solutions_are_those_of_least_squares(name, ridge, monkeypatch):
         if reader.centred:
             offset = constant.reshape(reader.conv_groups, -1)[group]
             np.testing.assert_allclose(offset, (wanted - inputs @ fit).mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("ridge", [1e-12, 0.3])
+def test_factors_are_those_of_least_squares(name, ridge, monkeypatch):
+    """Of the sums that an output is made of, one for each channel, against numpy on all samples."""
+    monkeypatch.setattr(repair, "RIDGE", ridge)
+    spatial, make = LAYERS[name]
+    model, x = before(make(), spatial=spatial)
+    seen = reader_moments(model, trace_channels(model, x[:1]), x)["2"]
+    reader = seen.reader
+    units = torch.tensor([0, 2] if reader.conv_groups > 1 else [0, 2, 3])
+    weight, constant = solve(seen, model[2].weight, units, scalar=True)
+    with torch.no_grad():
+        every = Sample(reader, 0).inputs(model[2], model[1](model[0](x)), 0).numpy()
+    full, solved = reader.split(model[2].weight.detach()).numpy(), reader.split(weight).numpy()
+    for group, rows in enumerate(every):
+        each = rows.reshape(len(rows), reader.units, reader.entries)
+        made = np.einsum("rue,oue->rou", each, full[group])
+        middle = made.mean(0) if reader.centred else np.zeros(made.shape[1:])
+        terms, wanted = made - middle, (made - middle).sum(2)
+        kept = terms[:, :, units].reshape(-1, len(units))
+        pull = np.sqrt(ridge * (kept**2).sum(0).mean()) * np.eye(len(units))
+        fit, *_ = np.linalg.lstsq(np.r_[kept, pull], np.r_[wanted.ravel(), pull.sum(1)], rcond=None)
+        np.testing.assert_allclose(
+            solved[group][:, units], full[group][:, units] * fit[:, None], atol=1e-6
+        )
+        assert not np.delete(solved[group], units, axis=1).any()
+        if reader.centred:
+            offset = constant.reshape(reader.conv_groups, -1)[group]
+            left = middle.sum(1) - middle[:, units] @ fit
+            np.testing.assert_allclose(offset, left, atol=1e-6)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("gone", [1, 2])
+def test_factors_make_up_for_a_copy_that_is_read_in_proportion(gone):
+    """What one of two copies is read with is three times what the other is: factors 4, or 4/3, by which one stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = (
+            nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval(),
+            torch.randn(50, 5),
+        )
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = model[0].weight[1], model[0].bias[1]
+        model[2].weight[:, 2] = 3 * model[2].weight[:, 1]
+    kept = [channel for channel in range(4) if channel != gone]
+    source, _ = repaired(model, x, "scalar", keep=kept)
+    network = source.network((3,))
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), model(x), atol=1e-5, rtol=1e-5)
+        factors = network[2].weight / model[2].weight[:, kept]
+    torch.testing.assert_close(
+        factors.mean(dim=0),
+        torch.tensor([1.0, 4.0 if gone == 2 else 4 / 3, 1.0]),
+        atol=1e-4,
+        rtol=0,
+    )
+    assert source.in_turn() is source  # else the weights would be others
 
 
 READERS = {
@@ -197,7 +258,9 @@ def test_solutions_are_kept_and_may_be_forgotten(monkeypatch, tiny_model):
     candidates = [random_candidate(graph, rng) for _ in range(6)]
     once = [source.network(c).state_dict() for c in candidates]
     counted = []
-    monkeypatch.setattr(repair, "solve", lambda *given: counted.append(1) or solve(*given))
+    monkeypatch.setattr(
+        repair, "solve", lambda *given, **options: counted.append(1) or solve(*given, **options)
+    )
     again = [source.network(c).state_dict() for c in candidates]
     assert not counted
     monkeypatch.setattr(repair, "_MEMORY", 0)
@@ -284,7 +347,7 @@ def chain(**options):
     return Chain(**options).eval()
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", EVERY)
 def test_layers_may_be_called_by_name(how):
     x = torch.randn(8, 1, 8, 8)
     networks = [repaired(chain(named=named), x, how)[0].network((4, 4)) for named in (False, True)]
@@ -389,7 +452,7 @@ class Bare(nn.Module):
         return self.head(torch.relu(seen))
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", EVERY)
 @pytest.mark.parametrize(
     "use", ["linear", "transposed", "product", "addmm", "bias", "conv", "conv transposed"]
 )
@@ -423,7 +486,7 @@ def test_layers_with_a_forward_of_their_own_stay(kind):
         assert not torch.equal(sliced.last.weight, mended.last.weight)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", EVERY)
 @pytest.mark.parametrize("spread", [0.0, 1e-8, 1e-6, 1e-4])
 @pytest.mark.parametrize("level", [0.1, 1.0, 1e4])
 def test_channels_that_hardly_vary_are_constants(how, spread, level):
@@ -458,7 +521,7 @@ def test_what_is_no_way_to_repair_or_no_images_is_refused(tiny_model):
     x = torch.randn(8, 1, 8, 8)
     for how, advice in (
         ("sequental", "did you mean 'sequential'"),
-        ("none", "choose one of: one_shot, sequential"),
+        ("none", "choose one of: one_shot, scalar, sequential"),
     ):
         with pytest.raises(ConfigError, match=f"unknown repair '{how}'; {advice}"):
             repaired(tiny_model, x, how)
@@ -469,7 +532,7 @@ def test_what_is_no_way_to_repair_or_no_images_is_refused(tiny_model):
             Repaired(repaired(tiny_model, x)[0], images_)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", EVERY)
 def test_images_stay_whatever_forward_does_with_them(how):
     x = torch.randn(8, 1, 8, 8)
     before = x.clone()

@@ -70,7 +70,7 @@ class ThiNet(ContributionCriterion):
         - Of coupled layers all readers count, each by its share; the paper leaves the residual stream alone.
         - Where a bias or a batch norm takes up a constant, contributions are looked at without their means.
         - More positions of fewer images, and all outputs there; the order is for every width.
-        - What stays is not scaled to make up for what is gone.
+        - What stays is scaled to make up for what is gone by `repair = "scalar"`; by default it is fitted anew.
     """
 
     def removal(self, gram: NDArray[np.float64]) -> tuple[list[int], list[float]]:
