@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-alpha bench-checkpoints bench-chain bench-cifar10 bench-controls bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-latency bench-old-runs bench-packages bench-peers bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-alpha bench-checkpoints bench-chain bench-cifar10 bench-controls bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-latency bench-old-runs bench-packages bench-peers bench-prepared bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -167,6 +167,9 @@ bench-searchers: $(VENV)/.installed ## how many evaluations every searcher needs
 
 bench-slicing: $(VENV)/.installed-bench ## time of one candidate against copy.deepcopy and torch-pruning, of a shared slice, and of tracing
 	@$(THREADS) $(BIN)/python experiments/benchmarks/slicing.py
+
+bench-prepared: $(VENV)/.installed ## recipes of training before the search, at equal epochs (20 minutes); ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.prepared $(ARGS)
 
 survey-table: $(VENV)/.installed-bench ## every method of the survey on digits: equal epochs, one recipe (two hours); ARGS="digits --seeds 0", ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.survey $(or $(ARGS),digits --controls --times)

@@ -1,0 +1,1 @@
+"""Does training before the search pay, and by which recipe?"""
