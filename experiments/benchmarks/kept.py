@@ -151,7 +151,7 @@ class Kept:
         changed = differences(self.settings[kind], settings, "there") if known else []
         changed += _other_versions(known, installed(packages))
         if changed:
-            msg = f"{self.file} has rows of {kind} by other settings or versions: {'; '.join(changed)}. Change that back, "
+            msg = f"{self.file} has rows ({kind}) by other settings or versions: {'; '.join(changed)}. Change that back, "
             raise ConfigError(f"{msg}give another --name or --results, or drop these rows (--anew)")
         self.settings[kind] = settings
 

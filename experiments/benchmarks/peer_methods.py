@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import time
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,8 @@ from abcsearch import (
     trace_channels,
 )
 from abcsearch.rng import torch_stream
-from experiments.benchmarks.criteria import Bench, Loaded, loaded
-from experiments.benchmarks.kept import PACKAGES, installed, stamped
+from experiments.benchmarks.criteria import Bench, Loaded, loaded, marked
+from experiments.benchmarks.kept import PACKAGES, stamped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,14 +47,6 @@ def packages(method: str) -> tuple[str, ...]:
     """Returns the packages whose versions the rows of a method depend on."""
     peer = _PACKAGES.get(method.partition("-")[0])
     return (*PACKAGES, *([peer] if peer else []))
-
-
-def marked(bench: Bench, row: Row) -> str:
-    """Returns the name of the folder of a row's runs: another one for other settings, weights, images or versions."""
-    config, versions = bench.config, installed(packages(row["method"]))
-    records = (config.model, config.data, config.pretrain, config.space, config.finetune)
-    deciding = (*records, config.seed, bench.images, bench.scored, versions)
-    return f"{row['name']}-{zlib.crc32(repr(deciding).encode()):08x}"
 
 
 def measured(bench: Bench, row: Row) -> Row:
@@ -98,7 +89,7 @@ def _fastnas(bench: Bench, row: Row) -> Row:
         "nn.BatchNorm2d": features,
     }
     mode = "fastnas" if row["method"] == "fastnas-default" else [("fastnas", rules)]
-    folder = bench.runs / marked(bench, row)
+    folder = bench.runs / marked(bench, row, packages(row["method"]))
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"{row['method']}-{row['seed']}.pt"
     start = time.process_time()
@@ -198,7 +189,9 @@ def _ours(bench: Bench, row: Row) -> Row:
         criterion="reader_l2",
         space=bench.config.space,
         seed=row["seed"],
-        run_dir=bench.runs / marked(bench, row) / "-".join(str(row[key]) for key in KEY),
+        run_dir=bench.runs
+        / marked(bench, row, packages(row["method"]))
+        / "-".join(str(row[key]) for key in KEY),
     )
     seconds = time.process_time() - start
     return {
