@@ -13,7 +13,7 @@ MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text()
 def module_and_words(target):
     """Returns the module that a target runs, and its words where there is no ARGS."""
     recipe = MAKEFILE.partition(f"\n{target}:")[2].partition("\n\n")[0]
-    module, words = re.search(r" -m ([\w.]+)(?: (.*))?$", recipe, flags=re.MULTILINE).groups()
+    ((module, words),) = re.findall(r" -m ([\w.]+) (.*)$", recipe, flags=re.MULTILINE)
     words = re.sub(r"\$\(or \$\(ARGS\),(.*?)\)", r"\1", words).replace("$(ARGS)", "")
     return importlib.import_module(module), words.split()
 
