@@ -129,8 +129,8 @@ bench-chain: $(VENV)/.installed ## what each link of a chain is worth: low rank,
 bench-controls: $(VENV)/.installed ## the winner, its structure with other weights, and other structures, five seeds of digits (10 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.controls $(ARGS)
 
-bench-criteria: $(VENV)/.installed ## what each criterion is worth, with and without repair (hours); ARGS=--help for options
-	@$(THREADS) $(BIN)/python -m experiments.benchmarks.criteria $(ARGS)
+bench-criteria: $(VENV)/.installed ## what each criterion is worth, with and without repair: the tables of what is measured; ARGS="--name NETWORK --config FILE" measures (hours), ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.criteria $(or $(ARGS),--redraw)
 
 bench-fitness: $(VENV)/.installed ## how well each fitness ranks structures as fine-tuning would (half an hour); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.fitness $(ARGS)
@@ -144,8 +144,8 @@ bench-latency: $(VENV)/.installed-bench ## how well forward time is predicted, b
 bench-old-runs: $(VENV)/.installed ## how soon a run of 200 000 trials is looked at and goes on (3 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.old_runs $(ARGS)
 
-bench-peers: $(VENV)/.installed-bench ## our search beside Torch-Pruning, and ModelOpt's FastNAS where that is installed: one network, one fine-tuning; ARGS=--help for options
-	@$(THREADS) $(BIN)/python -m experiments.benchmarks.peers $(ARGS)
+bench-peers: $(VENV)/.installed-bench ## our search beside Torch-Pruning, and ModelOpt's FastNAS where that is installed: one network, one fine-tuning: the tables of what is measured; ARGS="--name NETWORK --config FILE" measures (hours), ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.peers $(or $(ARGS),--redraw)
 
 bench-racing: $(VENV)/.installed ## what scoring in stages saves and loses, on one search in full; ARGS="CONFIG --out FOLDER", ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.racing $(ARGS)

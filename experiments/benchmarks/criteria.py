@@ -9,22 +9,24 @@
 For each share of the MACs: random structures, the same for all criteria, scored on test images as AdaptiveBN leaves
 them ("before"); the first `--tuned` of them also after the config's recipe for one epoch of `--images` training images
 ("after"), without a warm-up. With `--searches`: the winner of a search by response_surface with each criterion and
-repair, likewise. What is in the file of results is not measured again: a stopped call goes on. ± is the spread over
-structures, of winners over seeds; tau is Kendall's, of accuracy before with accuracy after.
+repair, likewise. What is in the file of results is not measured again: a stopped call goes on. Rows of structures, or
+of searches, of a network that were measured by other settings or versions are refused with the difference (`--anew`
+drops those of what is asked for). ± is the spread over structures, of winners over seeds; tau is Kendall's, of accuracy
+before with accuracy after.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import sys
 import time
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scipy.stats import kendalltau
@@ -47,18 +49,23 @@ from abcsearch.channels.criteria import CRITERIA
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError
 from abcsearch.evaluation.options import REPAIRS
-from abcsearch.files import replace_file
 from abcsearch.rng import numpy_stream, torch_stream
 from abcsearch.runs.config_run import load_run_data
 from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.settings import RunConfig
+from experiments.benchmarks.kept import PACKAGES, Kept, decided, installed, measured_with, stamped
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, processors, versions
+from experiments.tables import cell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from experiments.benchmarks.kept import Row
 
 HERE = Path(__file__).parent
 FULL = {"scoring": "full", "finalists": 0}  # what the tables were measured with
 KEY = ("name", "kind", "macs", "criterion", "repair", "seed", "number")  # what a row is of
-Row = dict[str, Any]
+KINDS = {"common": "structures", "search": "searches"}  # of rows, in the page's words
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,6 +135,14 @@ def loaded(bench: Bench) -> Loaded:
     return _loaded[key]
 
 
+def marked(bench: Bench, row: Row, packages: Sequence[str]) -> str:
+    """Returns the name of the folder of a row's runs: another one for other settings, weights, images or versions."""
+    config = bench.config
+    records = (config.model, config.data, config.pretrain, config.space, config.finetune)
+    deciding = (*records, config.seed, bench.images, bench.scored, installed(packages))
+    return f"{row['name']}-{zlib.crc32(repr(deciding).encode()):08x}"
+
+
 def common(bench: Bench, row: Row, *, tuned: bool) -> Row:
     """Returns a row of one of the structures that all criteria share."""
     torch.set_num_threads(1)
@@ -142,16 +157,15 @@ def common(bench: Bench, row: Row, *, tuned: bool) -> Row:
     ranking, seconds = it.ranking(row["criterion"])
     options = AdaptiveBNOptions(repair=row["repair"])
     network = AdaptiveBN(Sliced(it.model, it.graph, ranking), it.data, options).build(candidate)
-    return {**row, "seconds": seconds, **_scored(bench, it, network, candidate, tuned=tuned)}
+    worth = _scored(bench, it, network, candidate, tuned=tuned)
+    return stamped({**row, "seconds": seconds, **worth})
 
 
 def searched(bench: Bench, row: Row) -> Row:
     """Returns a row of the winner of a search."""
     torch.set_num_threads(1)
     it = loaded(bench)
-    folder = bench.runs / "-".join(
-        str(row[key]) for key in ("name", "macs", "criterion", "repair", "seed")
-    )
+    folder = "-".join(str(row[key]) for key in ("name", "macs", "criterion", "repair", "seed"))
     result = search(
         it.model,
         it.data,
@@ -167,14 +181,10 @@ def searched(bench: Bench, row: Row) -> Row:
         criterion=row["criterion"],
         space=bench.config.space,
         seed=row["seed"],
-        run_dir=folder,
+        run_dir=bench.runs / marked(bench, row, PACKAGES) / folder,
     )
-    fitness = result.best.fitness
-    return {
-        **row,
-        "fitness": fitness,
-        **_scored(bench, it, result.model(), result.best.candidate, tuned=True),
-    }
+    worth = _scored(bench, it, result.model(), result.best.candidate, tuned=True)
+    return stamped({**row, "fitness": result.best.fitness, **worth})
 
 
 def _scored(
@@ -199,14 +209,20 @@ def _scored(
     }
 
 
-def table(rows: list[Row]) -> str:
+def _full(rows: Sequence[Row]) -> str:
+    """Returns the accuracy of the full network in words, on the test images that rows of each kind are scored on."""
+    shares = {row["kind"]: f"{100 * row['full']:.1f} %" for row in rows}
+    return ", ".join(f"{shares[kind]} ({KINDS[kind]})" for kind in KINDS if kind in shares)
+
+
+def table(rows: Sequence[Row]) -> str:
     """Returns the tables in Markdown: of every network and share."""
     lines: list[str] = []
     for name, macs in dict.fromkeys((row["name"], row["macs"]) for row in rows):
         mine = [row for row in rows if (row["name"], row["macs"]) == (name, macs)]
         lines += [
             "",
-            f"**{name}**, {macs:.0%} of the MACs, full network {100 * mine[0]['full']:.1f} %",
+            f"**{name}**, {macs:.0%} of the MACs, full network {_full(mine)}",
             "",
         ]
         lines += [
@@ -262,13 +278,31 @@ def _wanted(arguments: argparse.Namespace) -> list[tuple[Row, bool]]:
     return wanted
 
 
-def _known(file: Path) -> dict[str, Any]:
-    """Returns what the file of results holds."""
-    return json.loads(file.read_text()) if file.exists() else {"machine": "", "rows": []}
+def read(file: Path) -> Kept:
+    """Returns the rows of a file of results, none if it is not there.
+
+    Raises:
+        ConfigError: if it holds something else.
+    """
+    return Kept(file, KEY, ("name", "kind"), {"candidate", "cost", "full", "before", "after"})
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Measures what is asked for and not in the file of results, which gets every row as it is known."""
+def written(results: Kept) -> str:
+    """Returns the tables and what they were measured with.
+
+    Raises:
+        ConfigError: if there are no rows.
+    """
+    rows = results.known()
+    return f"{table(rows)}\n\nOne thread; {measured_with(rows)}."
+
+
+def measure(arguments: argparse.Namespace, results: Kept) -> None:
+    """Measures what is asked for and not in the file of results, which gets every row as it is known.
+
+    Raises:
+        ConfigError: if rows by other settings or versions are there, and are not dropped.
+    """
     bench = Bench(
         config=read_config(arguments.config, arguments.set),
         images=arguments.images,
@@ -276,30 +310,22 @@ def measure(arguments: argparse.Namespace) -> None:
         trials=arguments.trials,
         runs=arguments.runs,
     )
-    rows = {_key(row): row for row in _known(arguments.results)["rows"]}
-
-    def keep(row: Row) -> None:
-        rows[_key(row)] = row
-        known = {
-            "machine": f"{processors()}, one thread; {versions('torch')}",
-            "rows": list(rows.values()),
-        }
-        replace_file(arguments.results, lambda path: path.write_text(json.dumps(known) + "\n"))
-
+    wanted = _wanted(arguments)
+    shared = decided(arguments.config, arguments.set)
+    shared |= {"images": arguments.images, "scored": arguments.scored}
+    more = {"common": {}, "search": {"trials": arguments.trials}}
+    for kind, name in {row["kind"]: results.kind(row) for row, _ in wanted}.items():
+        results.begin(name, shared | more[kind], PACKAGES, anew=arguments.anew)
     pieces = {}
-    for row, tuned in _wanted(arguments):
-        before = rows.get(_key(row))
+    for row, tuned in wanted:
+        before = results.rows.get(results.key(row))
         if before is None or (tuned and before["after"] is None):
             work = functools.partial(searched, bench, row)
             if row["kind"] == "common":
                 work = functools.partial(common, bench, row, tuned=tuned)
-            pieces[" ".join(str(value) for value in _key(row))] = work
+            pieces[" ".join(str(value) for value in results.key(row))] = work
     if pieces:
-        side_by_side(pieces, arguments.workers, keep)
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in KEY)
+        side_by_side(pieces, arguments.workers, results.add)
 
 
 def main() -> None:
@@ -327,19 +353,21 @@ def main() -> None:
     parser.add_argument("--workers", type=at_least_one, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-criteria"))
     parser.add_argument("--results", type=Path, default=HERE / "criteria.json")
+    parser.add_argument("--anew", action="store_true", help="drops the network's rows first")
     parser.add_argument(
         "--redraw", action="store_true", help="only print the tables of the results that are there"
     )
     arguments = parser.parse_args()
+    if not arguments.redraw and arguments.name is None:
+        parser.error("--name says what the network is called in the tables")
     try:
+        results = read(arguments.results)
         if not arguments.redraw:
-            if arguments.name is None:
-                parser.error("--name says what the network is called in the tables")
-            measure(arguments)
-        known = _known(arguments.results)
-        sys.stdout.write(f"{table(known['rows'])}\n\n{known['machine']}\n")
+            measure(arguments, results)
+        sys.stdout.write(f"{written(results)}\n")
     except AbcSearchError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

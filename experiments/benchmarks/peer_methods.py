@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import time
-import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +26,13 @@ from abcsearch import (
     trace_channels,
 )
 from abcsearch.rng import torch_stream
-from experiments.benchmarks.criteria import Bench, Loaded, loaded
+from experiments.benchmarks.criteria import Bench, Loaded, loaded, marked
+from experiments.benchmarks.kept import PACKAGES, stamped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from experiments.benchmarks.kept import Row
 
 KEY = ("name", "method", "evaluations", "macs", "seed")  # what a row is of
 DEFAULT = "response_surface+repair"  # what a run does that asks for nothing
@@ -38,39 +40,24 @@ DEFAULT = "response_surface+repair"  # what a run does that asks for nothing
 VALIDATION, CALIBRATION = (1000, 512)
 STEPS = 400  # of Torch-Pruning's own examples, towards no channels
 LEAST = 0.1  # of its channels every layer keeps, as in ours
-Row = dict[str, Any]
+_PACKAGES = {"fastnas": "nvidia-modelopt", "torch_pruning": "torch-pruning"}
 
 
-def decided(bench: Bench) -> dict[str, Any]:
-    """Returns what all rows of a network have in common, in words; not where this machine has images and weights."""
-    config = bench.config
-    options = {key: value for key, value in config.data.options.items() if key != "path"}
-    return {
-        "model": repr(replace(config.model, checkpoint=None)),
-        "data": repr(replace(config.data, options=options)),
-        "pretrain": repr(config.pretrain),
-        "space": repr(config.space),
-        "finetune": repr(config.finetune),
-        "seed": config.seed,
-        "images": bench.images,
-        "scored": bench.scored,
-    }
-
-
-def marked(bench: Bench, name: str) -> str:
-    """Returns the name of the folder of a network's runs: another one for other settings, weights or images."""
-    where = (decided(bench), bench.config.model.checkpoint, repr(bench.config.data))
-    return f"{name}-{zlib.crc32(repr(where).encode()):08x}"
+def packages(method: str) -> tuple[str, ...]:
+    """Returns the packages whose versions the rows of a method depend on."""
+    peer = _PACKAGES.get(method.partition("-")[0])
+    return (*PACKAGES, *([peer] if peer else []))
 
 
 def measured(bench: Bench, row: Row) -> Row:
     """Returns the row of a method; of a peer that is not installed or fails, why, under "skipped"."""
     torch.set_num_threads(1)
+    used = packages(row["method"])
     peer = PEERS.get(row["method"].partition("-")[0])
     if peer is None:
-        return _ours(bench, row)
+        return stamped(_ours(bench, row), used)
     try:
-        return peer(bench, row)
+        return stamped(peer(bench, row), used)
     except Exception as error:  # noqa: BLE001 - theirs may raise anything, and the rest goes on
         return {**row, "skipped": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
@@ -102,7 +89,7 @@ def _fastnas(bench: Bench, row: Row) -> Row:
         "nn.BatchNorm2d": features,
     }
     mode = "fastnas" if row["method"] == "fastnas-default" else [("fastnas", rules)]
-    folder = bench.runs / marked(bench, row["name"])
+    folder = bench.runs / marked(bench, row, packages(row["method"]))
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"{row['method']}-{row['seed']}.pt"
     start = time.process_time()
@@ -202,7 +189,9 @@ def _ours(bench: Bench, row: Row) -> Row:
         criterion="reader_l2",
         space=bench.config.space,
         seed=row["seed"],
-        run_dir=bench.runs / marked(bench, row["name"]) / "-".join(str(row[key]) for key in KEY),
+        run_dir=bench.runs
+        / marked(bench, row, packages(row["method"]))
+        / "-".join(str(row[key]) for key in KEY),
     )
     seconds = time.process_time() - start
     return {

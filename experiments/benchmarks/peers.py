@@ -11,7 +11,8 @@ A search of ours gets `--evaluations` evaluations for a budget, those of a map a
 takes, once for all budgets, which stands in each of its rows; Torch-Pruning evaluates nothing. "before" is accuracy on
 test images after batch-norm statistics are estimated anew, "after" that after the config's recipe for one epoch of
 `--images` training images, without a warm-up. The seed draws the images that fitness sees, and everything random in
-search and training. What is in the file of results is not measured again: a stopped call goes on. A peer that is not
+search and training. What is in the file of results is not measured again: a stopped call goes on. Rows of a network that
+were measured by other settings or versions are refused with the difference (`--anew` drops them). A peer that is not
 installed, or fails, is named with the reason.
 
     pip install torch-pruning nvidia-modelopt torchprofile==0.0.4 omegaconf pulp huggingface_hub regex
@@ -21,28 +22,27 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import re
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scipy.stats import t as student
 
 from abcsearch import SEARCHERS
 from abcsearch.config import read_config
 from abcsearch.errors import AbcSearchError, ConfigError
-from abcsearch.files import replace_file
 from experiments.benchmarks.criteria import Bench
-from experiments.benchmarks.peer_methods import DEFAULT, KEY, decided, measured
+from experiments.benchmarks.kept import Kept, decided, measured_with
+from experiments.benchmarks.peer_methods import DEFAULT, KEY, measured, packages
 from experiments.processes import at_least_one, side_by_side
-from experiments.tables import cell, into_page, processors, versions
+from experiments.tables import cell, into_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from experiments.benchmarks.peer_methods import Row
+    from experiments.benchmarks.kept import Row
 
 HERE = Path(__file__).parent
 PAGE = HERE / "README.md"
@@ -61,7 +61,6 @@ METHOD = re.compile(
     r"fastnas(-default)?|torch_pruning-(uniform|global)-(l1|l2|group)|"
     rf"({'|'.join(map(re.escape, SEARCHERS))})([+]repair)?"
 )
-PACKAGES = {"fastnas": "nvidia-modelopt", "torch_pruning": "torch-pruning"}
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -128,75 +127,31 @@ def _difference(changes: Sequence[float]) -> str:
     return f"{mean:+.1f} ± {half:.1f}"
 
 
-class Results:
-    """The rows that are known, in a file, with what they have in common.
+def read(file: Path) -> Kept:
+    """Returns the rows of a file of results, none if it is not there.
 
-    Attributes:
-        rows: by their key.
-        settings: what the rows of each network have in common.
-        machines: what the rows of each network and package were measured with.
+    Raises:
+        ConfigError: if it holds something else.
     """
-
-    def __init__(self, file: Path) -> None:
-        """Reads the file, if it is there.
-
-        Raises:
-            ConfigError: if it holds something else.
-        """
-        self.file = file
-        self.rows: dict[tuple[Any, ...], Row] = {}
-        self.settings: dict[str, dict[str, Any]] = {}
-        self.machines: dict[str, str] = {}
-        if not file.exists():
-            return
-        try:
-            read = json.loads(file.read_text())
-            self.rows = {tuple(row[key] for key in KEY): row for row in read["rows"]}
-            self.settings, self.machines = dict(read["settings"]), dict(read["machines"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            msg = f"{file} is damaged ({error!r}); restore it, or give another --results"
-            raise ConfigError(msg) from error
-
-    def begin(self, name: str, settings: dict[str, Any], *, anew: bool) -> None:
-        """Takes up the settings of a network's rows.
-
-        Raises:
-            ConfigError: if rows of the network are there with other settings, and are not dropped.
-        """
-        if anew:
-            self.rows = {key: row for key, row in self.rows.items() if row["name"] != name}
-        known = [row for row in self.rows.values() if row["name"] == name]
-        before = self.settings.get(name, settings)
-        changed = [key for key in settings if before.get(key) != settings[key]]
-        if known and changed:
-            words = "; ".join(f"{key} was {before.get(key)}, is {settings[key]}" for key in changed)
-            msg = f"{self.file} has rows of {name} by other settings: {words}. Change that back, give another --name, or"
-            raise ConfigError(f"{msg} drop these rows (--anew)")
-        self.settings[name] = settings
-
-    def add(self, row: Row) -> None:
-        """Adds a row, and writes the file."""
-        package = PACKAGES.get(row["method"].partition("-")[0])
-        self.rows[tuple(row[key] for key in KEY)] = row
-        if "skipped" not in row:
-            used = versions("torch", *([package] if package else []))
-            self.machines[f"{row['name']}, {package or 'ours'}"] = f"{processors()}; {used}"
-        lines = ",\n".join(json.dumps(known) for known in self.rows.values())
-        head = json.dumps({"settings": self.settings, "machines": self.machines})
-        text = f'{head.removesuffix("}")}, "rows": [\n{lines}\n]}}\n'
-        replace_file(self.file, lambda path: path.write_text(text))
-
-    def written(self) -> str:
-        """Returns the tables and what they were measured with."""
-        if not self.rows:
-            msg = f"{self.file} has no rows yet; without --redraw they are made"
-            raise ConfigError(msg)
-        legend = f"Means over seeds ± standard deviation; difference to ours (`{DEFAULT}`), seed by seed, ± half of its 95"
-        machines = " / ".join(sorted(set(self.machines.values())))
-        return f"{tables(list(self.rows.values()))}\n\n{legend} % interval (Student's t). One thread; {machines}."
+    return Kept(
+        file, KEY, ("name",), {"scored", "seconds", "cost", "of", "full", "before", "after"}
+    )
 
 
-def _measure(arguments: argparse.Namespace, results: Results) -> None:
+def written(results: Kept) -> str:
+    """Returns the tables and what they were measured with.
+
+    Raises:
+        ConfigError: if there are no rows.
+    """
+    rows = results.known()
+    legend = f"Means over seeds ± standard deviation; difference to ours (`{DEFAULT}`), seed by seed, ± half of its 95"
+    return (
+        f"{tables(rows)}\n\n{legend} % interval (Student's t). One thread; {measured_with(rows)}."
+    )
+
+
+def _measure(arguments: argparse.Namespace, results: Kept) -> None:
     """Measures what is asked for and not in the file of results, which gets every row as it is known."""
     if wrong := [method for method in arguments.methods if not METHOD.fullmatch(method)]:
         msg = f"there is no method {wrong[0]!r}: fastnas, fastnas-default, torch_pruning-global-l1 and so on, or a searcher"
@@ -208,14 +163,17 @@ def _measure(arguments: argparse.Namespace, results: Results) -> None:
         trials=0,
         runs=arguments.runs,
     )
-    results.begin(arguments.name, decided(bench), anew=arguments.anew)
+    shared = decided(arguments.config, arguments.set)
+    shared |= {"images": arguments.images, "scored": arguments.scored}
+    used = {package for method in arguments.methods for package in packages(method)}
+    results.begin(arguments.name, shared, used, anew=arguments.anew)
     pieces = {}
     for seed in arguments.seeds:
         for macs in arguments.macs:
             for method in arguments.methods:
                 key = (arguments.name, method, arguments.evaluations, macs, seed)
                 if "skipped" in results.rows.get(key, {"skipped": ""}):
-                    row = dict(zip(KEY, key, strict=True))
+                    row: Row = dict(zip(KEY, key, strict=True))
                     pieces[" ".join(map(str, key))] = functools.partial(measured, bench, row)
     if pieces:
         side_by_side(pieces, arguments.workers, results.add)
@@ -246,14 +204,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     try:
-        results = Results(arguments.results)
+        results = read(arguments.results)
         if not arguments.redraw:
             if arguments.name is None:
                 parser.error("--name says what the network is called in the table")
             _measure(arguments, results)
-        sys.stdout.write(f"{results.written()}\n")
+        text = written(results)
+        sys.stdout.write(f"{text}\n")
         if arguments.results == HERE / "peers.json":
-            into_page(PAGE, "peers", results.written())
+            into_page(PAGE, "peers", text)
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
 

@@ -3,7 +3,7 @@
     python -m experiments.gpu --data FOLDER --weights FILE [--minutes 10] [--only STEP ...] [--set key=value ...]
         [--runs runs/gpu] [--results experiments/gpu]
     python -m experiments.gpu --redraw   # the page again, from the file of results
-    python -m experiments.gpu --tiny     # a rehearsal on the CPU, with a small network and few evaluations
+    python -m experiments.gpu --tiny     # a rehearsal on the CPU, small and short, all of it in runs/gpu-tiny
 
 In this order: tests that need a GPU; evaluations per second with 1, 2, 4 and 8 workers on one device, in float32 and
 bf16; ABCPruner's published setting for ResNet-56, with the time of search and fine-tuning; searchers on ResNet-56. A
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 HERE = Path(__file__).parent
+REHEARSED = Path("runs/gpu-tiny")  # where rehearsals leave runs and results: no rows of the page
 TINY = Setting(
     device="cpu",
     workers=(1, 2),
@@ -49,14 +50,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="weights of ResNet-56 for them")
     parser.add_argument("--minutes", type=float, default=10.0, help="for all steps together")
     parser.add_argument("--only", nargs="+", choices=STEPS, metavar="STEP", help=", ".join(STEPS))
-    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"))
-    parser.add_argument("--results", type=Path, default=HERE, help="folder of results and page")
+    parser.add_argument("--runs", type=Path, help="default: runs/gpu, with --tiny runs/gpu-tiny")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder of results and page; default: experiments/gpu, with --tiny runs/gpu-tiny",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="of configs of searches"
     )
     parser.add_argument("--redraw", action="store_true", help="only writes the page")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal on the CPU")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.runs = arguments.runs or (REHEARSED if arguments.tiny else Path("runs/gpu"))
+    arguments.results = arguments.results or (REHEARSED if arguments.tiny else HERE)
+    return arguments
 
 
 def _setting(arguments: argparse.Namespace) -> Setting:

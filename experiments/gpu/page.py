@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from experiments.gpu.steps import Row
 
 
+# Where no call has begun to measure
+NOT_BEGUN = "Not run yet: no GPU was at hand. The script is rehearsed on a CPU by the tests."
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -83,6 +87,8 @@ _TITLES = {
 
 def page(results: Results) -> str:
     """Returns the page in Markdown: what is not known yet is said."""
+    if not results.steps and not results.common:
+        return NOT_BEGUN
     texts = []
     for step in STEPS:
         rows = results.steps.get(step, [])

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +20,12 @@ from experiments.cifar10 import search
 from experiments.gpu import __main__ as gpu
 from experiments.gpu import steps
 from experiments.gpu.limits import Ended, Limit, command
-from experiments.gpu.page import page
+from experiments.gpu.page import NOT_BEGUN, page
 from experiments.gpu.results import Results
 from experiments.gpu.steps import STEPS, Setting
+
+PROJECT = Path(__file__).parents[2]
+DONE = {"state": "done"}
 
 
 class Clock:
@@ -291,3 +295,37 @@ def test_the_page_is_drawn_again_from_the_file_alone(tmp_path, monkeypatch, caps
     text = readme.read_text()
     assert text.startswith("before\n<!-- results -->\n**Tests that need a GPU**\n\nNot run yet.")
     assert text.endswith("a GPU; torch 2.\n<!-- /results -->\nafter\n")
+
+
+def test_a_rehearsal_leaves_results_and_runs_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Not among those of the page, which a later call on a GPU would be refused for."""
+    given = []
+
+    def step(setting, _limit, _known):
+        given.append(setting.runs)
+        yield {"phase": "search", "done": 0, "of": 1, "unit": "trials", "seconds": 0.0} | DONE
+
+    monkeypatch.setattr(gpu, "STEPS", {"abcpruner": (1.0, step)})
+    monkeypatch.setattr(gpu, "HERE", tmp_path / "experiments")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["gpu", "--tiny"])
+    gpu.main()
+    assert [str(path) for path in tmp_path.iterdir()] == [str(tmp_path / "runs")]
+    assert len(json.loads((tmp_path / "runs/gpu-tiny/results.json").read_text())["steps"]) == 1
+    assert given == [gpu.REHEARSED]
+    ignored = (PROJECT / ".gitignore").read_text().splitlines()
+    assert f"/{gpu.REHEARSED.parts[0]}/" in ignored
+
+
+def test_the_page_keeps_its_sentence_where_there_are_no_rows(tmp_path, monkeypatch):
+    committed = PROJECT / "experiments/gpu"
+    if not (committed / "results.json").exists():
+        (tmp_path / "README.md").write_bytes((committed / "README.md").read_bytes())
+    else:
+        text = f"<!-- results -->\n{NOT_BEGUN}\n<!-- /results -->"
+        (tmp_path / "README.md").write_text(text)
+    before = (tmp_path / "README.md").read_bytes()
+    assert NOT_BEGUN.encode() in before
+    monkeypatch.setattr("sys.argv", ["gpu", "--redraw", "--results", str(tmp_path)])
+    gpu.main()
+    assert (tmp_path / "README.md").read_bytes() == before

@@ -2,15 +2,17 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 
 from abcsearch.errors import ConfigError
-from experiments.benchmarks import peers
-from experiments.benchmarks.peer_methods import DEFAULT
+from experiments.benchmarks import kept, peers
+from experiments.benchmarks.peer_methods import DEFAULT, packages
 
 PROJECTED = "model.shortcut=projection"
-KEPT = {"finetune": "a", "space": "b", "images": 1, "scored": 2}
+SHARED = {"finetune": {"lr": 0.1}, "images": 1, "scored": 2}
+STAMP = {"machine": "here", "versions": {"torch": "2.0", "torch-pruning": "1.5"}}
 
 
 def row(method, seed=0, macs=0.5, **more):
@@ -18,7 +20,7 @@ def row(method, seed=0, macs=0.5, **more):
     if "skipped" in more:
         return known | more
     worth = {"scored": 4, "seconds": 1.5, "cost": 40, "of": 80, "full": 0.9, "before": 0.5}
-    return known | worth | {"after": 0.8} | more
+    return known | worth | {"after": 0.8} | STAMP | more
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def test_ours_is_a_row_and_a_peer_that_is_missing_is_named(call, tmp_path, monke
     assert ours["scored"] == 3
     assert ours["cost"] <= 0.5 * ours["of"]
     assert 0 <= ours["before"] <= 1
+    assert list(ours["versions"]) == ["abcsearch", "torch", "numpy"]
     before = (tmp_path / "peers.json").read_text()
     assert call(*methods) == said
     again = {
@@ -82,6 +85,7 @@ def test_torch_pruning_meets_the_budget(call, tmp_path, scope, criterion):
     call("--methods", f"torch_pruning-{scope}-{criterion}", "--macs", "0.6", "--set", PROJECTED)
     (known,) = json.loads((tmp_path / "peers.json").read_text())["rows"]
     assert 0.3 <= known["cost"] / known["of"] <= 0.6
+    assert "torch-pruning" in known["versions"]
 
 
 def test_tables_have_differences_seed_by_seed():
@@ -125,26 +129,94 @@ def test_runs_of_other_settings_go_to_other_folders(call, tmp_path):
     call("--methods", "random", "--macs", "0.5")
     call("--methods", "random", "--macs", "0.5", "--set", "pretrain.lr=0.01", "--anew")
     assert len(list((tmp_path / "runs").iterdir())) == 2
-    with pytest.raises(SystemExit, match=r"pretrain was .*\(--anew\)"):
+    with pytest.raises(SystemExit, match=r"pretrain\.lr: 0\.01 there, 0\.02 now.*\(--anew\)"):
         call("--methods", "random", "--macs", "0.5", "--set", "pretrain.lr=0.02")
 
 
-def test_rows_of_other_settings_are_refused(tmp_path):
+@pytest.fixture
+def now(monkeypatch):
+    """Versions that are said to be installed."""
+    versions = {"abcsearch": "0.1.0", "torch": "2.0", "numpy": "2.4", "torch-pruning": "1.5"}
+    monkeypatch.setattr(
+        kept, "installed", lambda names: {n: versions[n] for n in names if n in versions}
+    )
+    return versions
+
+
+def test_rows_of_other_settings_are_refused(tmp_path, now):
     file = tmp_path / "peers.json"
-    results = peers.Results(file)
-    results.begin("net", KEPT, anew=False)
+    results = peers.read(file)
+    results.begin("net", SHARED, packages("random"), anew=False)
     results.add(row("random"))
-    with pytest.raises(ConfigError, match=r"images was 1, is 3.*--anew"):
-        peers.Results(file).begin("net", KEPT | {"images": 3}, anew=False)
-    other = peers.Results(file)
-    other.begin("another", KEPT | {"images": 3}, anew=False)
+    with pytest.raises(ConfigError, match=r"images: 1 there, 3 now.*--anew"):
+        peers.read(file).begin("net", SHARED | {"images": 3}, packages("random"), anew=False)
+    other = peers.read(file)
+    other.begin("another", SHARED | {"images": 3}, packages("random"), anew=False)
     assert len(other.rows) == 1
-    other.begin("net", KEPT | {"images": 3}, anew=True)
+    other.begin("net", SHARED | {"images": 3}, packages("random"), anew=True)
     assert not other.rows
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"rows": 3}', '{"rows": [{}], "settings": {}}'])
+@pytest.mark.parametrize("package", ["torch", "torch-pruning"])
+def test_rows_of_other_versions_are_refused_and_the_page_has_those_of_the_rows(
+    tmp_path, now, package
+):
+    """A newer torch, or a newer peer, does not join older rows, nor take their place in what the page states."""
+    file, method = tmp_path / "peers.json", "torch_pruning-global-l1"
+    results = peers.read(file)
+    results.begin("net", SHARED, packages(method), anew=False)
+    results.add(row(method))
+    before = file.read_bytes()
+    old, now[package] = now[package], "9.9"
+    with pytest.raises(ConfigError, match=rf"{package}: {old} there, 9\.9 now.*--name.*--anew"):
+        peers.read(file).begin("net", SHARED, packages(method), anew=False)
+    assert file.read_bytes() == before
+    assert peers.written(peers.read(file)).endswith("here; torch 2.0, torch-pruning 1.5.")
+
+
+def test_a_peer_that_is_not_asked_for_may_have_another_version(tmp_path, now):
+    results = peers.read(tmp_path / "peers.json")
+    results.begin("net", SHARED, packages("torch_pruning-global-l1"), anew=False)
+    results.add(row("torch_pruning-global-l1"))
+    now["torch-pruning"] = "9.9"
+    results.begin("net", SHARED, packages("random"), anew=False)
+    assert len(results.rows) == 1
+
+
+def test_the_page_is_that_of_the_results_beside_it():
+    results = peers.read(peers.HERE / "peers.json")
+    assert f"<!-- peers -->\n{peers.written(results)}\n<!-- /peers -->" in peers.PAGE.read_text()
+
+
+def test_the_results_beside_the_page_go_on_with_its_command(now):
+    """Options that are new since then, as `bake` in [space] was, are no other settings."""
+    page = peers.PAGE.read_text()
+    command = page.partition('make bench-peers ARGS="')[2].partition('"`')[0].split()
+    given = [word for before, word in pairwise(command) if before == "--set"]
+    shared = kept.decided(command[command.index("--config") + 1], given)
+    now["torch"] = "2.14.1"
+    results = peers.read(peers.HERE / "peers.json")
+    results.begin(
+        command[command.index("--name") + 1],
+        shared | {"images": 8000, "scored": 2000},
+        packages("random"),
+        anew=False,
+    )
+    assert len(results.rows) == 55
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"rows": 3}',
+        '{"rows": [{}], "settings": {}}',
+        json.dumps({"settings": {"net": {}}, "rows": [row("random") | {"versions": 3}]}),
+        json.dumps({"settings": {"net": {}}, "rows": [row("random") | {"name": "other"}]}),
+    ],
+)
 def test_damaged_results_are_refused(tmp_path, text):
     (tmp_path / "peers.json").write_text(text)
     with pytest.raises(ConfigError, match="is damaged"):
-        peers.Results(tmp_path / "peers.json")
+        peers.read(tmp_path / "peers.json")
