@@ -1,11 +1,14 @@
 """How long one candidate takes to build, against copy.deepcopy and torch-pruning; a shared slice of it; and tracing.
 
-    python experiments/benchmarks/slicing.py [--models resnet56 ...] [--repeats 15] [--pruning-repeats 3]
+    python experiments/benchmarks/slicing.py [--models resnet56 ...] [--repeats 15] [--pruning-repeats 3] [--steps 7]
 
 One candidate at half the width of every layer, its channels ranked once before; one thread. What is compared runs in
 turns, so that a busy machine slows down all of it. Times are those of the processor for this process: the clock on the
 wall of a shared machine counts what others do. A candidate of torch-pruning is what its user does for one: deepcopy
 (it prunes in place), dependency graph and pruner, step().
+
+--steps: a training step of `slimmable` (full network, smallest and two random slices, in-place distillation) against a
+hand-written loop over the same four networks, sliced before.
 """
 
 from __future__ import annotations
@@ -22,14 +25,18 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 import torchvision
 from torch import nn
 
-from abcsearch import rank_channels, share, slice_model, trace_channels
+from abcsearch import Budget, Data, Recipe, rank_channels, share, slice_model, trace_channels
 from abcsearch.models.resnet import SmallResNet
+from abcsearch.preparation.slimmable import Sampler, Sandwich
+from abcsearch.rng import numpy_stream
 
 MODELS = ("resnet56", "resnet50", "mobilenet_v2", "vgg16_bn", "densenet121", "efficientnet_b0")
 COLUMNS = {
@@ -134,6 +141,55 @@ def measure(name: str, repeats: int, pruning_repeats: int) -> tuple[dict[str, fl
     return row, kept
 
 
+def sandwich_step(model: nn.Module, images: torch.Tensor, repeats: int) -> tuple[float, float]:
+    """Returns the median processor time of a step of `slimmable`, and of the same by hand, in seconds.
+
+    Args:
+        model: a classifier.
+        images: a batch.
+        repeats: of each, in turns.
+    """
+    graph = trace_channels(model, images[:1])
+    ranking, space = rank_channels(model, graph, "l1"), graph.space()
+    sampler = Sampler(space, Budget(macs=1.0).bind(space, graph.costs), widths="free")
+    lesson = Sandwich(copy.deepcopy(model).train(), graph, ranking, sampler)
+    labels = torch.arange(len(images)) % 2
+    data = Data.from_tensors((images, labels), (images, labels), validation=0.25)
+    lesson.begin(Recipe(batch_size=len(images), device="cpu"), data.train)
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(repeats + 1):
+        draws = torch.Generator().manual_seed(number)
+        rng = numpy_stream(int(torch.randint(2**62, (), generator=draws)), "sandwich")
+        slices = [slice_model(model, graph, c, ranking) for c in sampler.drawn(3, 0.0, rng)]
+        every = [copy.deepcopy(model).train(), *(one.train() for one in slices)]
+        times[0].append(timed(partial(lesson.step, images, labels, draws.manual_seed(number))))
+        times[1].append(timed(partial(step_by_hand, every, images, labels)))
+    ours, by_hand = (statistics.median(own[1:]) for own in times)
+    return ours, by_hand
+
+
+def step_by_hand(networks: list[nn.Module], images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Adds up the gradients of the first network, which learns labels, and of the others, which learn its outputs."""
+    outputs = networks[0](images)
+    (0.5 * F.cross_entropy(outputs, labels)).backward()
+    wanted = outputs.detach().softmax(1)
+    for network in networks[1:]:
+        (0.5 / 3 * F.cross_entropy(network(images), wanted)).backward()
+
+
+def sandwich_table(repeats: int) -> str:
+    """Returns the table of steps of `slimmable`, in Markdown."""
+    lines = ["| network | batch | step, ms | by hand, ms | ratio |", "|" + " --- |" * 5]
+    for name, depth in (("resnet20", 3), ("resnet56", 9)):
+        model = SmallResNet(3, 10, (16, 32, 64), (depth, depth, depth))
+        for batch in (16, 64):
+            ours, hand = sandwich_step(model, torch.randn(batch, 3, 32, 32), repeats)
+            lines.append(
+                f"| {name} | {batch} | {1e3 * ours:.0f} | {1e3 * hand:.0f} | {ours / hand:.2f} |"
+            )
+    return "\n".join(lines)
+
+
 def cells(row: dict[str, float]) -> list[str]:
     """Returns the numbers of a row as text."""
     forms = {
@@ -181,9 +237,13 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--pruning-repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=0, help="of slimmable; 0: the other table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if arguments.steps:
+        sys.stdout.write(sandwich_table(arguments.steps) + "\n")
+        return
     installed = importlib.util.find_spec("torch_pruning") is not None
     pruning_repeats = arguments.pruning_repeats if installed else 0
     out = sys.stdout
