@@ -13,7 +13,7 @@ from abcsearch.results.front_pairs import Pair, pairs_of, pairs_text
 from abcsearch.results.intervals import SHARES, Difference, difference, difference_text, ends_of
 from abcsearch.results.open_run import open_so_far
 from abcsearch.runs.config_run import LoadedOnce
-from abcsearch.runs.disk.known import mapped_total
+from abcsearch.runs.disk.known import mapped_so_far
 from abcsearch.runs.front_folder import FRONT
 from abcsearch.runs.front_settings import Front
 from abcsearch.runs.recipes import asked, changed
@@ -311,7 +311,7 @@ def _size(rows: Sequence[FrontRow], budget: str) -> int:
 def _title(there: FrontFolder, runs: Sequence[FinishedRun]) -> str:
     """Returns what was searched, in one line."""
     config = runs[0].config
-    mapped = mapped_total(runs[0].folder)
+    mapped = mapped_so_far(runs[0].folder)
     counts = f"{plural(mapped, 'evaluation')} of the map, " if mapped else ""
     counts += f"{plural(config.n_trials, 'trial')} each"
     budgets = plural(len(there.names), "budget")
@@ -327,7 +327,7 @@ def _noted(
     notes += [f"{name}: {decision.words}." for name, decision in decisions if decision is not None]
     trials = [run.result.trials for run in runs]
     evaluated = sum(trial.evaluation.seconds > 0 for searched in trials for trial in searched)
-    mapped = sum(mapped_total(run.folder) for run in runs)
+    mapped = sum(mapped_so_far(run.folder) for run in runs)
     counts = f"{plural(evaluated, 'trial')}, and {mapped} of the map"
     notes.append(f"{plural(mapped + evaluated, 'evaluation')} in all: {counts}.")
     first = report.rows[0].times[0]
