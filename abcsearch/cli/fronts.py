@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from abcsearch.results.exports import RunExport
     from abcsearch.results.front_status import FrontStatus, FrontWatch
     from abcsearch.results.open_run import FinishedRun
+    from abcsearch.results.status import RunStatus
     from abcsearch.runs.progress import Progress
     from abcsearch.training.crew import Workers
 
@@ -51,7 +52,7 @@ def _watch(watched: FrontWatch, every: float = 1.0, *, as_json: bool) -> None:
     shown: Any = None
     while True:
         status = watched.look()
-        now = [_line(name, budget) for name, budget in status.budgets.items()], status.running
+        now = [_lines(name, budget) for name, budget in status.budgets.items()], status.running
         if now != shown:
             _print_status(watched, status, as_json=as_json, indent=None)
         if status.finished:
@@ -69,7 +70,8 @@ def _print_status(
         return
     console.print(watched.title)
     for name, budget in status.budgets.items():
-        console.print(_line(name, budget))
+        for line in _lines(name, budget):
+            console.print(line)
         for warning in () if budget is None else budget.damaged:
             console.print(f"warning: {warning}")
     console.print(f"{plural(status.evaluations, 'evaluation')} in all")
@@ -85,10 +87,10 @@ def _print_status(
     console.print(f"{state}; next: {status.next}" if status.next else state)
 
 
-def _line(name: str, status: Any) -> str:  # noqa: ANN401 - RunStatus, or None
-    """Returns how far one budget is."""
+def _lines(name: str, status: RunStatus | None) -> list[str]:
+    """Returns how far one budget is, and how sure its winner once that is decided."""
     if status is None:
-        return f"{name}: not begun"
+        return [f"{name}: not begun"]
     search = status.searches[0]
     mapped = "" if status.map is None else f"map {status.map.done} of {status.map.total}, "
     best = (
@@ -97,7 +99,9 @@ def _line(name: str, status: Any) -> str:  # noqa: ANN401 - RunStatus, or None
         else f"best {search.best.fitness:.4f}, {search.best.evaluation.macs:,} MACs"
     )
     tuned = f"; fine-tuned: {', '.join(status.tuned)}" if status.tuned else ""
-    return f"{name}: {mapped}{search.done} of {plural(search.total, 'trial')}, {search.failed} failed, {best}{tuned}"
+    done = f"{mapped}{search.done} of {plural(search.total, 'trial')}, {search.failed} failed, {best}{tuned}"
+    sure = [] if search.decision is None else [f"  {search.decision.words}"]
+    return [f"{name}: {done}", *sure]
 
 
 def finetune_all(  # noqa: PLR0913 - what the command line was given

@@ -360,6 +360,9 @@ def _print_found(result: SearchResult | FrontResult | SeedsResult) -> None:
         for point in result.front()
     ]
     print_table(["budget", "MACs", "params", "fitness"], *cells)
+    for name, one in zip(result.names, result.results, strict=True):
+        if one.decision is not None:
+            console.print(f"{name}: {one.decision.words}")
     console.print(f"next: {after_search(result.run_dir, result.results)}")
 
 

@@ -174,18 +174,32 @@ def told_apart(
     Args:
         one: of all images.
         other: likewise.
-        groups: the means of groups of images of both, by which they are compared on the same images; None where they
-            are not known: then the standard errors of both must do.
+        groups: as of `difference_error`.
     """
     if one.fitness is None or other.fitness is None:
         return True
+    error = difference_error(one, other, groups) or 0.0
+    return abs(one.fitness - other.fitness) > MARGIN * error
+
+
+def difference_error(
+    one: Evaluation, other: Evaluation, groups: Sequence[Sequence[float] | None]
+) -> float | None:
+    """Returns the standard error of the difference of the fitness of two candidates; None where nothing tells.
+
+    Args:
+        one: of all images.
+        other: likewise.
+        groups: the means of groups of images of both, by which they are compared on the same images; None where they
+            are not known: then the standard errors of both must do.
+    """
     first, second = groups
     if first and second and len(first) == len(second) > 1:
         differences = [a - b for a, b in zip(first, second, strict=True)]
-        error = statistics.stdev(differences) / math.sqrt(len(differences))
-    else:
-        error = math.hypot(one.metrics.get(ERROR, 0.0), other.metrics.get(ERROR, 0.0))
-    return abs(one.fitness - other.fitness) > MARGIN * error
+        return statistics.stdev(differences) / math.sqrt(len(differences))
+    errors = [evaluation.metrics.get(ERROR) for evaluation in (one, other)]
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) if known else None
 
 
 class Bars:

@@ -9,7 +9,12 @@ import plotly.graph_objects as go
 
 from abcsearch.formats import duration_text
 from abcsearch.reporting.curves import SHOWN, thinned
-from abcsearch.reporting.layer_charts import parallel_chart, sensitivity_chart, widths_chart
+from abcsearch.reporting.layer_charts import (
+    map_chart,
+    parallel_chart,
+    sensitivity_chart,
+    widths_chart,
+)
 from abcsearch.reporting.plotting import cost_buttons, figure_of
 from abcsearch.reporting.timeline import outline
 from abcsearch.reporting.words import (
@@ -41,6 +46,9 @@ def page_charts(found: Gathered) -> dict[str, go.Figure]:
         if found.clouds
         else None,
         "widths": widths_chart(found.widths) if found.widths else None,
+        "map": map_chart(found.layer_map, found.widths)
+        if found.layer_map and found.layer_map.layers
+        else None,
         "sensitivity": sensitivity_chart(found.sensitivity) if found.sensitivity.effects else None,
         "parallel": parallel_chart(found.best, layers) if found.best else None,
         "timeline": timeline_chart(found.timeline) if found.timeline.bars else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -12,6 +13,7 @@ from abcsearch.errors import plural
 from abcsearch.formats import duration_text
 from abcsearch.reporting.curves import thinned
 from abcsearch.reporting.gathering import block_height
+from abcsearch.reporting.layer_map import ROWS
 from abcsearch.reporting.timeline import outline
 from abcsearch.reporting.words import (
     BLACK,
@@ -19,6 +21,7 @@ from abcsearch.reporting.words import (
     COSTS,
     GREY,
     LEVELS,
+    LOSSES,
     ORANGE,
     SKY,
     VERMILLION,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from abcsearch.reporting.curves import BestTrials, Cloud, Curve, Layer, Mark
     from abcsearch.reporting.gathering import Gathered, Widths
+    from abcsearch.reporting.layer_map import LayerMap
     from abcsearch.reporting.sensitivity import Sensitivity
     from abcsearch.reporting.timeline import Timeline
 
@@ -50,6 +54,9 @@ def drawings(found: Gathered) -> Mapping[str, Callable[[], Figure]]:
     if found.widths is not None:
         widths = found.widths
         made["widths"] = lambda: draw_widths(widths)
+    if found.layer_map is not None and found.layer_map.layers:
+        mapped = found.layer_map
+        made["map"] = lambda: draw_map(mapped, found.widths)
     if found.sensitivity.effects:
         made["sensitivity"] = lambda: draw_sensitivity(found.sensitivity)
     if found.best is not None and found.widths is not None:
@@ -217,6 +224,55 @@ def draw_widths(widths: Widths) -> Figure:
     axes.set_ylabel("channels (blocks: coloured if kept)" if len(wide) < len(order) else "channels")
     legend_below(figure)
     return figure
+
+
+def draw_map(mapped: LayerMap, widths: Widths | None) -> Figure:
+    """Draws what each layer alone loses, layers by width, with what was tried and what the winner keeps."""
+    names = [probed.layer.name for probed in mapped.layers]
+    figure, axes = along_layers("Map: what fitness each layer alone loses", names)
+    losses = np.array([[np.nan if v is None else v for v in row] for row in mapped.grid], float)
+    edges = np.arange(len(names) + 1) - 0.5, np.linspace(0, 100, ROWS + 1)
+    colors = LinearSegmentedColormap.from_list("losses", LOSSES)
+    # One layer that breaks does not hide the others
+    norm = PowerNorm(0.5, vmin=0, vmax=mapped.worst or 1.0)
+    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(losses), cmap=colors, norm=norm)
+    figure.colorbar(mesh, ax=axes, label="fitness lost", pad=0.01, aspect=30)
+    size = max(3.0, min(6.0, 180 / len(names)))
+    for label, sign, failed in (("tried", "o", False), ("failed", "X", True)):
+        points = [
+            (x, 100 * width / probed.layer.full)
+            for x, probed in enumerate(mapped.layers)
+            for width, loss in zip(probed.widths, probed.losses, strict=True)
+            if (loss is None) == failed
+        ]
+        _spots(axes, points, label, (sign, size + 2 * failed, BLACK))
+    if widths is not None:
+        kept = zip(widths.layers, list(widths.kept.values())[-1], strict=True)
+        points = [(x, 100 * width / layer.full) for x, (layer, width) in enumerate(kept)]
+        _spots(axes, points, "winner", ("*", size + 5, BLUE))
+    axes.set_facecolor("#dcdfe3")
+    axes.grid(visible=False)
+    axes.set_ylim(-4, 104)
+    axes.set_ylabel("kept, % of the full width")
+    legend_below(figure)
+    return figure
+
+
+def _spots(
+    axes: Axes, points: Sequence[tuple[float, float]], label: str, look: tuple[str, float, str]
+) -> None:
+    """Draws marks at points, (x, y) each, as (sign, size, colour)."""
+    sign, size, color = look
+    if points:
+        axes.plot(
+            *zip(*points, strict=True),
+            sign,
+            color=color,
+            markersize=size,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            label=label,
+        )
 
 
 def draw_sensitivity(found: Sensitivity) -> Figure:

@@ -19,6 +19,7 @@ from abcsearch.reporting.curves import (
     fitness_curve,
 )
 from abcsearch.reporting.history import History, read_history
+from abcsearch.reporting.layer_map import LayerMap, layer_map
 from abcsearch.reporting.sensitivity import Sensitivity, layer_sensitivity
 from abcsearch.reporting.timeline import Timeline, run_timeline
 from abcsearch.results.open_run import open_so_far
@@ -72,6 +73,7 @@ class Gathered:
         best: the best trials; None without a success.
         sensitivity: which layers matter.
         timeline: when evaluations ran.
+        layer_map: what each layer alone loses, by the map; None of a run without one.
     """
 
     history: History
@@ -85,6 +87,7 @@ class Gathered:
     best: BestTrials | None
     sensitivity: Sensitivity
     timeline: Timeline
+    layer_map: LayerMap | None = None
 
     def charts(self) -> dict[str, Any]:
         """Returns the numbers of all charts as plain values, for report.json."""
@@ -98,6 +101,7 @@ class Gathered:
             "sensitivity": {**asdict(self.sensitivity), "method": self.sensitivity.method},
             "parallel": None if self.best is None else asdict(self.best),
             "timeline": asdict(self.timeline),
+            "map": None if self.layer_map is None else asdict(self.layer_map),
         }
 
 
@@ -147,7 +151,23 @@ def gather(
         best=best_trials(trials, layers) if trials else None,
         sensitivity=layer_sensitivity(trials, layers),
         timeline=run_timeline(history.evaluated),
+        layer_map=_layer_map(history, run, layers),
     )
+
+
+def _layer_map(
+    history: History, run: FinishedRun | None, layers: tuple[Layer, ...]
+) -> LayerMap | None:
+    """Returns what each layer alone loses; None of a run without a map."""
+    if history.map is None:
+        return LayerMap(reason=history.damaged_map) if history.damaged_map else None
+    if not history.map.trials:
+        return LayerMap(reason=f"{history.path / 'map' / 'journal.jsonl'} holds no evaluation")
+    largest = None
+    if run is not None:
+        space = run.result.task.space
+        largest = space.at(space.largest_indices)
+    return layer_map((*history.told, *history.map.trials), layers, largest)
 
 
 def _opened(

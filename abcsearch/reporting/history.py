@@ -11,7 +11,7 @@ from abcsearch.baselines.registry import searched
 from abcsearch.errors import RunError, plural, quoted
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import read_journal
-from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
+from abcsearch.runs.disk.known import STAGE, mapped_total, read_known, told_lines
 from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
 from abcsearch.runs.header import KIND
 from abcsearch.runs.watching import finish_times
@@ -61,8 +61,10 @@ class History:
         path: the folder.
         header: run.json.
         searches: its own search, then the random baseline, if it has begun.
-        map: what was evaluated before the search; None where nothing was.
+        map: what was evaluated before the search; None where nothing was, or where it is damaged.
+        damaged_map: what is wrong with it; "" where nothing is.
         known: what the searcher was told of other runs, a line for each.
+        told: trials of other runs, which the map need not evaluate again; () of a run without a map.
         over: whether its own search has all its trials, or has run out of structures.
         names: of the widths and blocks, where a file has them; criteria, if they are searched, follow these.
         note: that the search is finished, but its random baseline is not; "" otherwise.
@@ -76,6 +78,8 @@ class History:
     note: str = ""
     map: SearchHistory | None = None
     known: tuple[str, ...] = ()
+    told: tuple[Trial, ...] = field(default=(), repr=False)
+    damaged_map: str = ""
 
     @property
     def evaluated(self) -> tuple[SearchHistory, ...]:
@@ -140,7 +144,7 @@ def read_history(run_dir: str | Path) -> History:
             warnings.warn(f"{other}. It is left out", UserWarning, stacklevel=2)
         elif there:
             searches.append(_search(folder.baseline(name), name, n_trials))
-    total = mapped_total(folder)
+    mapped, damaged = _map(folder)
     over = folder.finished(n_trials) and (folder.exhausted() or len(searches[0].trials) >= n_trials)
     return History(
         path=folder.path,
@@ -149,9 +153,29 @@ def read_history(run_dir: str | Path) -> History:
         over=over and (searches[0].decision is not None or folder.decided() is None),
         names=_names(folder),
         note=_baseline_note(folder, settings, searches),
-        map=_search(folder.map, STAGE, total) if total else None,
+        map=mapped,
         known=told_lines(folder),
+        told=() if mapped is None else _told(folder),
+        damaged_map=damaged,
     )
+
+
+def _map(folder: RunFolder) -> tuple[SearchHistory | None, str]:
+    """Returns what was evaluated before a search, and what is wrong with it: the rest is shown without it."""
+    try:
+        total = mapped_total(folder)
+        return (_search(folder.map, STAGE, total) if total else None), ""
+    except (RunError, OSError) as error:
+        return None, str(error)
+
+
+def _told(folder: RunFolder) -> tuple[Trial, ...]:
+    """Returns the trials of other runs that a search was told of, as far as they can be read."""
+    try:
+        known = read_known(folder)
+    except (RunError, OSError):
+        return ()
+    return () if known is None else known.trials
 
 
 def _baseline_note(

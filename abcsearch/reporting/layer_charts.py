@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,17 @@ import plotly.graph_objects as go
 
 from abcsearch.errors import plural
 from abcsearch.reporting.gathering import block_height
+from abcsearch.reporting.layer_map import ROWS
 from abcsearch.reporting.plotting import figure_of, layer_axis
 from abcsearch.reporting.words import (
     BLACK,
     BLUE,
     LEVELS,
+    LOSSES,
     ORANGE,
     SKY,
+    loss_text,
+    lost_text,
     network_color,
     network_symbol,
     width_text,
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 
     from abcsearch.reporting.curves import BestTrials, Layer
     from abcsearch.reporting.gathering import Widths
+    from abcsearch.reporting.layer_map import LayerMap
     from abcsearch.reporting.sensitivity import Sensitivity
 
 
@@ -172,6 +178,87 @@ def sensitivity_chart(found: Sensitivity) -> go.Figure:
     figure.update_yaxes(zeroline=True, zerolinecolor="#555", zerolinewidth=1)
     layer_axis(figure, names)
     return figure
+
+
+def map_chart(mapped: LayerMap, widths: Widths | None) -> go.Figure:
+    """Returns what each layer alone loses, layers by width; what was tried is marked, and what the winner keeps."""
+    names = [probed.layer.name for probed in mapped.layers]
+    size = max(4, min(8, 300 // max(len(names), 1)))
+    traces: list[Any] = [_losses(mapped)]
+    for label, symbol, failed in (("tried", "circle", False), ("failed", "x", True)):
+        shown = [
+            (x, 100 * width / probed.layer.full, lost_text(probed.layer, width, loss))
+            for x, probed in enumerate(mapped.layers)
+            for width, loss in zip(probed.widths, probed.losses, strict=True)
+            if (loss is None) == failed
+        ]
+        if shown:
+            text = [f"{html.escape(names[x])}, {html.escape(lost)}" for x, _, lost in shown]
+            points = [(x, y) for x, y, _ in shown]
+            traces.append(_spots(points, label, symbol, size + 2 * failed, BLACK, text))
+    if widths is not None:
+        winner = list(widths.kept)[-1]
+        kept = list(zip(widths.layers, widths.kept[winner], strict=True))
+        text = [f"{html.escape(layer.name)}: {width_text(layer, width)}" for layer, width in kept]
+        points = [(x, 100 * width / layer.full) for x, (layer, width) in enumerate(kept)]
+        traces.append(_spots(points, "winner", "star", size + 4, BLUE, text))
+    figure = figure_of(traces, "", "kept, % of the full width", 560)
+    figure.update_layout(plot_bgcolor="#dcdfe3", margin={"t": 120})
+    figure.update_yaxes(range=[-4, 104], showgrid=False)
+    layer_axis(figure, names)
+    return figure
+
+
+def _losses(mapped: LayerMap) -> go.Heatmap:
+    """Returns the losses as colours, on a scale of square roots: one layer that breaks does not hide the others."""
+    top = mapped.worst or 1.0
+    marks = [0.0, top / 16, top / 4, 9 * top / 16, top]
+    rows = [
+        [None if loss is None else math.sqrt(loss / top) for loss in row] for row in mapped.grid
+    ]
+    return go.Heatmap(
+        x=list(range(len(mapped.layers))),
+        y=[100 * (row + 0.5) / ROWS for row in range(ROWS)],
+        z=rows,
+        zmin=0,
+        zmax=1,
+        colorscale=[[i / (len(LOSSES) - 1), color] for i, color in enumerate(LOSSES)],
+        colorbar={
+            "orientation": "h",
+            "title": {"text": "fitness lost", "side": "top"},
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.1,
+            "yanchor": "bottom",
+            "tickvals": [math.sqrt(mark / top) for mark in marks],
+            "ticktext": [loss_text(mark) for mark in marks],
+            "thickness": 12,
+            "len": 0.9,
+            "tickfont": {"size": 11},
+        },
+        hoverinfo="skip",
+    )
+
+
+def _spots(
+    points: Sequence[tuple[float, float]],
+    name: str,
+    symbol: str,
+    size: int,
+    color: str,
+    text: Sequence[str],
+) -> go.Scatter:
+    """Returns marks at points, (x, y) each, with what is shown where the mouse is."""
+    line = {"color": "white", "width": 1}
+    return go.Scatter(
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        mode="markers",
+        name=name,
+        marker={"symbol": symbol, "size": size, "color": color, "line": line},
+        hovertext=list(text),
+        hoverinfo="text",
+    )
 
 
 def parallel_chart(found: BestTrials, layers: Sequence[Layer]) -> go.Figure:

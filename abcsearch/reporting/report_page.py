@@ -22,7 +22,7 @@ from abcsearch.reporting.page import (
     table,
 )
 from abcsearch.reporting.repeating import again_text, command_line, config_toml, facts, load_text
-from abcsearch.reporting.tables import network_lines, width_cells
+from abcsearch.reporting.tables import map_cells, network_lines, width_cells
 from abcsearch.reporting.words import change_text, time_change
 from abcsearch.results.intervals import method_of
 from abcsearch.results.report import CHAIN, write_report
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from abcsearch.results.report import Report
 
 PAGE = "report.html"
+MAP = "Map: what each layer alone loses"
 
 
 def check_place(run_dir: Path, out: Path | None) -> None:
@@ -99,7 +100,9 @@ def _written(found: Gathered, page: Path) -> Path:
             lasting=False,
         )
     if found.report is not None:
-        write_report(found.report, folder, {"charts": found.charts()}, name)
+        mapped = found.layer_map
+        tables = {MAP: map_cells(mapped, found.widths)} if mapped and mapped.layers else {}
+        write_report(found.report, folder, {"charts": found.charts()}, name, tables)
     else:
         folder.write_json(f"{name}.json", {"title": title_of(found), "charts": found.charts()})
     text = report_page(found).html()
@@ -121,6 +124,7 @@ def report_page(found: Gathered) -> Page:
         _widths(found),
         _prepared(found),
         _chain(found),
+        _map(found),
         _sensitivity(found),
         _parallel(found),
         _timeline(found),
@@ -299,6 +303,32 @@ def _chain(found: Gathered) -> Section | None:
     cells = chain.cells()
     notes = "".join(paragraph(line, "note") for line in chain.lines())
     return Section(title=CHAIN, lead=lead, body=table(cells, range(1, len(cells[0]))) + notes)
+
+
+def _map(gathered: Gathered) -> Section | None:
+    """Returns what each layer alone loses, as a chart and as a table; None of a run without a map."""
+    mapped = gathered.layer_map
+    if mapped is None:
+        return None
+    if mapped.reason is not None:
+        return Section(title=MAP, lead=f"Not shown: {mapped.reason}.")
+    largest = (
+        f"has a fitness of {mapped.largest:.4f}"
+        if mapped.known
+        else f"has no fitness; instead of it the best of the others, {mapped.largest:.4f}, is what losses are counted from"
+    )
+    lead = (
+        "What was evaluated before the search: the largest structure of the space, and that with one layer alone "
+        f"narrower. The largest {largest}. The darker, the more of it is lost; dots are widths that were tried, a star "
+        "what the winner keeps; colours between dots are interpolated, grey is outside of them. It "
+        "says nothing of several layers narrowed together."
+    )
+    if mapped.failed:
+        lead += f" Of its evaluations {mapped.failed} failed, which counts as the greatest loss."
+    cells = map_cells(mapped, gathered.widths)
+    note = "Width and fitness lost there, from the narrowest on. Below 0: the narrower structure was the better one."
+    body = table(cells, range(2, len(cells[0]))) + paragraph(note, "note")
+    return Section(title=MAP, lead=lead, chart="map", body=body)
 
 
 def _sensitivity(found: Gathered) -> Section:

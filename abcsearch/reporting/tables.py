@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from abcsearch.errors import plural
 from abcsearch.reporting.words import (
     change_text,
     cost_text,
+    lost_text,
     ms_text,
     time_change,
     width_text,
@@ -21,8 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from abcsearch.reporting.gathering import Widths
+    from abcsearch.reporting.layer_map import LayerMap
     from abcsearch.results.report import Report
     from abcsearch.results.rows import Row
+
+_TRIED = 6  # widths of a layer in the table of a map, evenly spread; report.json has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +170,27 @@ def _points(name: str, rows: Sequence[Row], values: Sequence[float | None], metr
 def _difference(metric: str, value: float) -> str:
     """Returns a difference of a metric: shares in points, ratios of signals in dB."""
     return metric_change(metric, value).replace("-", "\u2212")
+
+
+def map_cells(mapped: LayerMap, widths: Widths | None) -> list[list[str]]:
+    """Returns layer by layer what it alone loses at the widths that were tried, the narrowest first; the header first.
+
+    Args:
+        mapped: the map.
+        widths: what the winner, the last one, keeps; None without.
+    """
+    winner = list(widths.kept)[-1] if widths is not None else ""
+    count = min(max((len(probed.widths) for probed in mapped.layers), default=0), _TRIED)
+    head = ["layer", "level", *([f"{winner} keeps"] if winner else []), *(["width: lost"] * count)]
+    rows: list[list[str]] = []
+    for index, probed in enumerate(mapped.layers):
+        tried = list(zip(probed.widths, probed.losses, strict=True))
+        spread = np.linspace(0, len(tried) - 1, min(len(tried), count)).round().astype(int)
+        lost = [lost_text(probed.layer, *tried[at]) for at in spread.tolist()]
+        keeps = [] if widths is None else [width_text(probed.layer, widths.kept[winner][index])]
+        rest = [""] * (count - len(lost))
+        rows.append([probed.layer.name, probed.layer.level, *keeps, *lost, *rest])
+    return [head, *rows]
 
 
 def width_cells(widths: Widths) -> list[list[str]]:

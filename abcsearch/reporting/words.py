@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#222222", "#9AA0A6"
+# From nothing lost to most, darker and darker
+LOSSES = ("#FFFDF5", "#F6D28A", "#D55E00", "#5C1A00")
 SERIES = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, "#8C6D00", "#5B5B5B")
 LEVELS = {"filter": SKY, "stage": BLUE, "block": PURPLE, "rank": ORANGE, "": BLUE}
 NETWORKS = {"full": BLACK, "uniform": GREEN, "random": ORANGE}
@@ -107,6 +109,17 @@ def width_text(layer: Layer, kept: int) -> str:
     if layer.level == "rank" and kept == layer.full:
         return "whole"
     return f"{layer.full} ⇒ {kept}"
+
+
+def lost_text(layer: Layer, width: int, loss: float | None) -> str:
+    """Returns what a layer loses at a width in words: "4: 0.0125", "dropped: failed"."""
+    where = "dropped" if layer.level == "block" else str(width)
+    return f"{where}: {'failed' if loss is None else loss_text(loss)}"
+
+
+def loss_text(loss: float) -> str:
+    """Returns a loss of fitness; below 0 where the narrower structure is the better one."""
+    return f"{loss:.4f}".replace("-0.0000", "0.0000").replace("-", "\u2212")
 
 
 def tick_step(count: int, most: int = 90) -> int:

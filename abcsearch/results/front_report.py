@@ -9,10 +9,11 @@ from abcsearch.bounds import short_count
 from abcsearch.errors import RunError, escaped, plural, quoted
 from abcsearch.results.forward import BATCHES, ForwardTime, measure_forward
 from abcsearch.results.front_answer import LOSS, Standing, answer, interval
+from abcsearch.results.front_pairs import Pair, pairs_of, pairs_text
 from abcsearch.results.intervals import SHARES, Difference, difference, difference_text, ends_of
 from abcsearch.results.open_run import open_so_far
 from abcsearch.runs.config_run import LoadedOnce
-from abcsearch.runs.disk.known import mapped_total
+from abcsearch.runs.disk.known import mapped_so_far
 from abcsearch.runs.front_folder import FRONT
 from abcsearch.runs.front_settings import Front
 from abcsearch.runs.recipes import asked, changed
@@ -70,6 +71,7 @@ class FrontReport:
         tuned: whether all rows but the uniform ones have been fine-tuned.
         images: of the test split, and of search-validation.
         missing: names of budgets that have no winner yet.
+        pairs: every winner against each larger one, by what charts show.
     """
 
     title: str
@@ -80,6 +82,7 @@ class FrontReport:
     tuned: bool
     images: tuple[int, int] = (0, 0)
     missing: tuple[str, ...] = field(default=())
+    pairs: tuple[Pair, ...] = field(default=())
 
     def accuracy(self, row: FrontRow) -> float | None:
         """Returns what charts show of a network: the metric after fine-tuning, or fitness where that is not known."""
@@ -225,6 +228,7 @@ def make_front_report(
         missing=tuple(
             name for name in there.names if name not in [run.folder.path.name for run in runs]
         ),
+        pairs=pairs_of(runs, tuned=tuned),
     )
     return _noted(report, there, runs, loss)
 
@@ -307,7 +311,7 @@ def _size(rows: Sequence[FrontRow], budget: str) -> int:
 def _title(there: FrontFolder, runs: Sequence[FinishedRun]) -> str:
     """Returns what was searched, in one line."""
     config = runs[0].config
-    mapped = mapped_total(runs[0].folder)
+    mapped = mapped_so_far(runs[0].folder)
     counts = f"{plural(mapped, 'evaluation')} of the map, " if mapped else ""
     counts += f"{plural(config.n_trials, 'trial')} each"
     budgets = plural(len(there.names), "budget")
@@ -318,10 +322,12 @@ def _noted(
     report: FrontReport, there: FrontFolder, runs: Sequence[FinishedRun], loss: float
 ) -> FrontReport:
     """Returns a report with its notes."""
-    notes = [_answer(report, loss), _beaten(report)]
+    notes = [_answer(report, loss), pairs_text(report.pairs)]
+    decisions = [(run.folder.path.name, run.result.decision) for run in runs]
+    notes += [f"{name}: {decision.words}." for name, decision in decisions if decision is not None]
     trials = [run.result.trials for run in runs]
     evaluated = sum(trial.evaluation.seconds > 0 for searched in trials for trial in searched)
-    mapped = sum(mapped_total(run.folder) for run in runs)
+    mapped = sum(mapped_so_far(run.folder) for run in runs)
     counts = f"{plural(evaluated, 'trial')}, and {mapped} of the map"
     notes.append(f"{plural(mapped + evaluated, 'evaluation')} in all: {counts}.")
     first = report.rows[0].times[0]
@@ -362,20 +368,3 @@ def _answer(report: FrontReport, loss: float) -> str:
     )
     text = answer(full, winners, loss=loss, images=images, split=split)
     return text[:1].upper() + text[1:] + "."
-
-
-def _beaten(report: FrontReport) -> str:
-    """Returns which winners a smaller one is at least as good as, in words; "" if there are none."""
-    winners = [row for row in report.rows if row.kind == WINNER]
-    beaten = []
-    for index, row in enumerate(winners):
-        accuracy = report.accuracy(row)
-        others = [other for other in winners[index + 1 :] if other.macs < row.macs]
-        better = [
-            other
-            for other in others
-            if accuracy is not None and (report.accuracy(other) or float("-inf")) >= accuracy
-        ]
-        if better:
-            beaten.append(f"{better[-1].budget} is at least as good as {row.budget}, and smaller")
-    return f"{'; '.join(beaten)}." if beaten else ""

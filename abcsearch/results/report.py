@@ -17,7 +17,7 @@ from abcsearch.results.intervals import SHARES, Difference, difference, ends_of
 from abcsearch.results.notes import notes_of
 from abcsearch.results.prepared_facts import prepared_facts
 from abcsearch.results.rows import Row
-from abcsearch.runs.disk.known import mapped_total
+from abcsearch.runs.disk.known import mapped_so_far
 from abcsearch.runs.disk.weights import state_bytes
 from abcsearch.runs.recipes import asked, changed
 from abcsearch.steps import doing
@@ -144,8 +144,12 @@ class Report:
         ]
         return [["trial", self.against, "fitness"], *rows]
 
-    def markdown(self) -> str:
-        """Returns the report as Markdown, every character of which shows."""
+    def markdown(self, more: Mapping[str, Sequence[Sequence[str]]] | None = None) -> str:
+        """Returns the report as Markdown, every character of which shows.
+
+        Args:
+            more: further tables by their headings, the first row of each its header.
+        """
         widths = [
             ["layer", "level", "channels"],
             *([g, level, _change(level, c, k)] for g, level, c, k in self.widths),
@@ -171,6 +175,8 @@ class Report:
             paragraphs += [f"## {CHAIN}", _markdown_table(self.chain_cells()), *self.chain.lines()]
         if self.prepared:
             paragraphs += ["## Prepared before the search", _markdown_table(self.prepared_cells())]
+        for heading, cells in (more or {}).items():
+            paragraphs += [f"## {heading}", _markdown_table(cells)]
         return escaped("\n\n".join(paragraphs) + "\n")
 
 
@@ -273,7 +279,11 @@ def _differences(
 
 
 def write_report(
-    report: Report, folder: RunFolder, more: Mapping[str, Any] | None = None, name: str = "report"
+    report: Report,
+    folder: RunFolder,
+    more: Mapping[str, Any] | None = None,
+    name: str = "report",
+    tables: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Path:
     """Writes report.md and report.json into a folder; returns the path of report.md.
 
@@ -282,8 +292,10 @@ def write_report(
         folder: that of the run, or another one.
         more: further entries of report.json: plain JSON values.
         name: other than report.
+        tables: further tables of report.md by their headings.
     """
-    folder.write(f"{name}.md", lambda path: path.write_text(report.markdown(), encoding="utf-8"))
+    text = report.markdown(tables)
+    folder.write(f"{name}.md", lambda path: path.write_text(text, encoding="utf-8"))
     chain = None if report.chain is None else report.chain.to_plain()
     folder.write_json(
         f"{name}.json", {**asdict(replace(report, chain=None)), "chain": chain, **(more or {})}
@@ -354,7 +366,7 @@ def _title(run: FinishedRun) -> str:
     config = run.config
     bounds = ", ".join(f"{name} {bound}" for name, bound in config.budget.bounds.items())
     trials = plural(config.n_trials, "trial")
-    if mapped := mapped_total(run.folder):
+    if mapped := mapped_so_far(run.folder):
         trials = f"{plural(mapped, 'evaluation')} of the map, {trials}"
     return f"{config.model.name} on {config.data.name}: {config.searcher.name}, {trials}, budget {bounds}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,14 +211,11 @@ def prepare(
     Raises:
         AbcSearchError: of the kind that fits.
     """
-    common = None if shared is None else shared.task_for(config, folder)
-    task = common or _drafted(config, folder, load, weights=weights)
-    if shared is not None:
-        shared.check(task)
+    make = partial(_drafted, config, folder, load, weights=weights)
+    task = make() if shared is None else shared.task_for(config, folder, make)
     data = task.data
-    roles = Roles.of(
-        task, config, evaluator=None if shared is None or common is None else shared.evaluator
-    )
+    common = shared.evaluator if shared is not None and shared.holds(task) else None
+    roles = Roles.of(task, config, evaluator=common)
     preparation = preparation_of(config)
     if preparation is not None:
         preparation.check(task)

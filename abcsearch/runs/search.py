@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.data.splits import Data
@@ -108,11 +109,11 @@ def run_here(  # noqa: PLR0913 - all that a search from Python has
         watchers: make those who hear of every trial.
         shared: what it has in common with the other budgets of a front.
     """
-    task = None if shared is None else shared.task_for(settings, folder)
-    evaluator = brought.evaluator if shared is None or task is None else shared.evaluator
-    task = task or Task.of(model, data, settings, folder=folder)
-    if shared is not None:
-        shared.check(task)
+    make = partial(Task.of, model, data, settings, folder=folder)
+    task = make() if shared is None else shared.task_for(settings, folder, make)
+    evaluator = brought.evaluator
+    if shared is not None and shared.holds(task):
+        evaluator = shared.evaluator
     roles = Roles.of(task, settings, searcher=brought.searcher, evaluator=evaluator)
     if shared is not None:
         shared.keep(task, roles.evaluator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,13 @@ from abcsearch.channels.timed import TimedCosts
 from abcsearch.errors import BudgetError
 from abcsearch.files import link
 from abcsearch.runs.front_folder import run_folder
-from abcsearch.runs.latency import run_costs
+from abcsearch.runs.latency import bound, run_costs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from abcsearch.budget import Costs
+    from abcsearch.budget import Constraint, Costs
     from abcsearch.evaluation.base import Evaluator
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.front_settings import Front
@@ -41,27 +43,41 @@ class Shared:
         self._front = front
         self._timed: TimedCosts | None = None
 
-    def check(self, task: Task) -> None:
-        """Raises unless every budget can be met, and no two are the same on this network: once for all.
+    def task_for(
+        self, settings: SearchSettings, folder: RunFolder, make: Callable[[], Task]
+    ) -> Task:
+        """Returns the task of a budget: of what the first run has made, or else made now.
+
+        What is prepared may follow from the budget: with a preparation, every run has a task of its own. The first
+        task says whether every budget can be met, and that no two are the same on this network.
 
         Args:
-            task: of the first budget.
+            settings: of the run of this budget.
+            folder: its folder.
+            make: makes its task; called where there is nothing to share.
 
         Raises:
-            BudgetError: naming the budget.
+            BudgetError: if a budget cannot be met, naming it by its place, or if two are the same.
+            AbcSearchError: whatever else `make` raises.
         """
-        if self._checked:
-            return
-        self._checked = True
+        index = self._front.budgets.index(settings.budget)
+        if self.task is None or settings.prepare is not None:
+            with self._named(index):
+                task = make()
+        else:
+            constraint = self._bound(self.task, index, folder)
+            task = replace(self.task, constraint=constraint, settings=settings)
+        if not self._checked:
+            self._checked = True
+            self._check(task)
+        return task
+
+    def _check(self, task: Task) -> None:
+        """Raises BudgetError unless every budget can be met on the network of a task, and no two are the same there."""
         seen: dict[Any, int] = {}
         for index, budget in enumerate(self._front.budgets):
-            settings = self._front.run(index)
-            costs = self._costs(task, settings, run_folder(self._folder, self._front.names[index]))
-            try:
-                constraint = budget.bind(task.space, costs)
-            except BudgetError as error:
-                msg = f"budgets[{index}] ({bounds_text(budget.bounds)}): {error}"
-                raise BudgetError(msg) from error
+            folder = run_folder(self._folder, self._front.names[index])
+            constraint = self._bound(task, index, folder)
             limits = tuple((limit.name, limit.low, limit.high) for limit in constraint.limits)
             other = seen.setdefault(limits, index)
             if other != index:
@@ -69,15 +85,21 @@ class Shared:
                 msg = f"budgets[{other}] ({first}) and budgets[{index}] ({bounds_text(budget.bounds)}) "
                 raise BudgetError(f"{msg}are the same on this network: leave one out")
 
-    def task_for(self, settings: SearchSettings, folder: RunFolder) -> Task | None:
-        """Returns the task of another budget; None where there is nothing to share yet.
+    def _bound(self, task: Task, index: int, folder: RunFolder) -> Constraint:
+        """Returns a budget, by its place in the list, bound to the space of a task; raises BudgetError naming it."""
+        settings = self._front.run(index)
+        costs = self._costs(task, settings, folder)
+        with self._named(index):
+            return bound(settings, task.space, costs, task.base, task.graph, task.data)
 
-        What is prepared may follow from the budget: with a preparation, every run has a task of its own.
-        """
-        if self.task is None or settings.prepare is not None:
-            return None
-        constraint = settings.budget.bind(self.task.space, self._costs(self.task, settings, folder))
-        return replace(self.task, constraint=constraint, settings=settings)
+    @contextlib.contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """Has what is wrong with a budget say which of the list it is."""
+        try:
+            yield
+        except BudgetError as error:
+            bounds = bounds_text(self._front.budgets[index].bounds)
+            raise BudgetError(f"budgets[{index}] ({bounds}): {error}") from error
 
     def holds(self, task: Task) -> bool:
         """Returns whether the networks of a task are those that the first run has trained and ranked."""

@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 from abcsearch.cli import app
 from abcsearch.exporting import load
 from abcsearch.results.front_answer import Standing, answer, interval, smallest_within
-from abcsearch.results.front_report import FrontReport, FrontRow, _beaten
+from abcsearch.results.front_pairs import Pair, pairs_text
+from abcsearch.results.intervals import difference
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.disk.journal import read_journal
 from tests.conftest import TINY_CONFIG
 
 NAMES = ("1-macs-0.7", "2-macs-0.4")
@@ -243,19 +246,88 @@ def test_status_and_report_count_the_same_evaluations(config, tmp_path):
     assert told[0] == told[1]
 
 
-def test_a_smaller_winner_that_is_as_good_is_named():
-    def row(budget, macs, after):
-        return FrontRow(
-            budget=budget,
-            kind="winner",
-            macs=macs,
-            params=1,
-            times=(),
-            fitness=0.5,
-            before=0.1,
-            after=after,
-        )
+def pair(smaller, larger, change, *ends):
+    return Pair(smaller=smaller, larger=larger, change=change, ends=ends or None)
 
-    rows = (row("a", 3, 0.8), row("b", 2, 0.9), row("c", 1, 0.7))
-    report = FrontReport(title="", rows=rows, names=(), notes=(), metric="top1", tuned=True)
-    assert _beaten(report) == "b is at least as good as a, and smaller."
+
+def test_a_smaller_winner_is_as_good_only_beyond_the_interval():
+    alike = "b cannot be told apart from a on these images, and is smaller."
+    for change in (0.002, 0.0, -0.002):  # an image more or less of 500
+        assert pairs_text([pair("b", "a", change, change - 0.02, change + 0.02)]) == alike
+    better = [pair("b", "a", 0.1, 0.05, 0.15), pair("c", "a", -0.1, -0.15, -0.05)]
+    assert pairs_text(better) == "b is at least as good as a, and smaller."
+    told = pairs_text([better[0], pair("c", "a", 0.0, -0.1, 0.1), pair("c", "b", 0.0, -0.1, 0.1)])
+    assert told == (
+        "b is at least as good as a, and smaller; "
+        "c cannot be told apart from a and b on these images, and is smaller."
+    )
+    unknown = pairs_text([pair("b", "a", 0.1), pair("c", "a", -0.1)])
+    assert unknown == "b scores no less than a, and is smaller; whether by chance is not known."
+    assert not pairs_text(better[1:])
+
+
+def test_all_that_is_said_of_a_front_says_how_sure_each_winner_is(config, searched, tmp_path):
+    outputs = [
+        said("search", config, "--run-dir", searched),
+        said("status", searched),
+        said("status", searched, "--watch"),
+        said("report", searched, "--out", tmp_path / "page.html"),
+        (tmp_path / "page.md").read_text(),
+        (tmp_path / "page.html").read_text(),
+        (tmp_path / "page.json").read_text(),
+    ]
+    for name in NAMES:
+        decisions = read_journal(searched / "budgets" / name / "journal.jsonl").decisions
+        for output in outputs:
+            assert decisions[6].words in output
+    assert all(f"{NAMES[0]}: the best" in outputs[index] for index in (0, 3, 4, 5, 6))
+
+
+def test_winners_are_compared_on_the_same_images(searched, tuned, tmp_path):
+    said("report", searched, "--out", tmp_path / "before.html")
+    said("report", tuned, "--out", tmp_path / "after.html")
+    before, after = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("before", "after")
+    )
+    (fitness,), (test,) = before["pairs"], after["pairs"]
+    sizes = {row["budget"]: row["macs"] for row in before["rows"] if row["kind"] == "winner"}
+    names = sorted(NAMES, key=sizes.__getitem__, reverse=True)
+    assert [fitness["larger"], fitness["smaller"]] == [test["larger"], test["smaller"]] == names
+    journals = [read_journal(searched / "budgets" / name / "journal.jsonl") for name in names]
+    winners = [journal.decisions[6].winner for journal in journals]
+    means = [
+        np.array(journal.groups[trial.number])
+        for journal, trial in zip(journals, winners, strict=True)
+    ]
+    half = 2 * np.std(means[1] - means[0], ddof=1) / math.sqrt(len(means[0]))
+    change = winners[1].fitness - winners[0].fitness
+    assert fitness["change"] == pytest.approx(change)
+    assert fitness["ends"] == pytest.approx([change - half, change + half])
+    scores = [
+        json.loads((tuned / "budgets" / name / "finetuned" / "bee_colony.json").read_text())
+        for name in names
+    ]
+    shares = [one["after"]["top1"] for one in scores]
+    images = after["images"][0]
+    one = difference("top1", ("", shares[1], scores[1]), ("", shares[0], scores[0]), images)
+    assert one.paired
+    assert test["change"] == pytest.approx(shares[1] - shares[0])
+    assert test["ends"] == pytest.approx([one.low, one.high])
+    for report in (before, after):
+        low, high = report["pairs"][0]["ends"]
+        text = "\n".join(report["notes"])
+        assert ("at least as good as" in text) == (low > 0)
+        assert (f"{names[1]} cannot be told apart from {names[0]}" in text) == (low <= 0 <= high)
+
+
+def test_winners_of_other_recipes_are_not_compared(tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "run")
+    folder, name = RunFolder(tmp_path / "run" / "budgets" / NAMES[1]), "finetuned/bee_colony.json"
+    scores = folder.read_json(name)
+    for key in {"recipe", "asked"} & scores.keys():
+        scores[key]["epochs"] += 1
+    folder.write_json(name, scores)
+    said("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    report = json.loads((tmp_path / "page.json").read_text())
+    assert report["tuned"]
+    assert not report["pairs"]

@@ -18,6 +18,7 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import read_journal
 from abcsearch.runs.disk.known import read_known
 from abcsearch.runs.front_settings import Front
+from abcsearch.runs.settings import Part
 from tests.knowing import Mapped
 from tests.runs.test_knowledge import LOG, by_width, mapped
 from tests.runs.test_search import outcome
@@ -336,6 +337,35 @@ def test_a_rehearsal_says_how_many_and_how_long(config_text, tmp_path):
     bad = dataclasses.replace(front, budgets=(Budget(macs=0.7), Budget(macs=0.00001)))
     with pytest.raises(BudgetError, match=r"budgets\[1\]"):
         rehearse_front(bad, tmp_path / "run", patience=0.0)
+
+
+@pytest.mark.parametrize("prepare", [None, "slimmable"])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_budget_out_of_reach_is_named_by_its_place_wherever_it_stands(
+    config_text, tiny_model, tiny_data, tmp_path, index, prepare
+):
+    budgets = list(BUDGETS)
+    budgets[index] = Budget(macs=0.0001)
+    said = rf"^budgets\[{index}\] \(macs 0\.0001\): budget macs = 0\.0001 cannot be reached"
+    recipe = {"epochs": 1, "batch_size": 16, "lr": 0.05}
+    with pytest.raises(BudgetError, match=said):
+        run(
+            tiny_model,
+            tiny_data,
+            tmp_path / "python",
+            budgets=budgets,
+            prepare=prepare and {"name": prepare, "recipe": recipe},
+        )
+    front = dataclasses.replace(read_run(config_text), budgets=tuple(budgets))
+    if prepare:
+        part = Part(name=prepare, options={"recipe": recipe})
+        front = dataclasses.replace(
+            front, settings=dataclasses.replace(front.settings, prepare=part)
+        )
+    for begin in (run_front_config, rehearse_front):
+        with pytest.raises(BudgetError, match=said):
+            begin(front, tmp_path / "config")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_front_from_elsewhere_is_not_taken_at_its_word(tiny_model, tiny_data, tmp_path):

@@ -135,6 +135,14 @@ def told_lines(folder: RunFolder) -> tuple[str, ...]:
     return () if known is None else tuple(known.lines)
 
 
+def mapped_so_far(folder: RunFolder) -> int:
+    """Returns how many structures the map of a run has, as far as that can be read: 0 of a damaged one."""
+    try:
+        return mapped_total(folder)
+    except (RunError, OSError):
+        return 0
+
+
 def mapped_total(folder: RunFolder) -> int:
     """Returns how many structures the map of a run has; 0 without a map.
 
