@@ -184,9 +184,7 @@ def sandwich_table(repeats: int) -> str:
         model = SmallResNet(3, 10, (16, 32, 64), (depth, depth, depth))
         for batch in (16, 64):
             ours, hand = sandwich_step(model, torch.randn(batch, 3, 32, 32), repeats)
-            lines.append(
-                f"| {name} | {batch} | {ours:.0f} | {hand:.0f} | {ours / hand:.2f} |"
-            )
+            lines.append(f"| {name} | {batch} | {ours:.0f} | {hand:.0f} | {ours / hand:.2f} |")
     return "\n".join(lines)
 
 
