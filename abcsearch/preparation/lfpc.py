@@ -15,7 +15,7 @@ from abcsearch.errors import CandidateError, PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.drawn_options import LFPCOptions
 from abcsearch.preparation.gumbel import CERTAIN, Gates, Logits, Relaxed, parted
-from abcsearch.preparation.structures import largest_uniform
+from abcsearch.preparation.structures import INSIDE, largest_uniform
 from abcsearch.rng import torch_stream
 from abcsearch.training.checks import check_training
 
@@ -125,7 +125,7 @@ class LFPC(Preparation):
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
             "forward passes per step": 2,
-            "its structure is inside the budget": task.constraint.allows(structure),
+            INSIDE: task.constraint.allows(structure),
             "layers that choose": len(names),
             "of these by criterion": {name: names.count(name) for name in ranking.criteria},
             "of these where all criteria keep the same channels": lesson.agreed,

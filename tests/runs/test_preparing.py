@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, ModelError, PreparationError, RunError
 from abcsearch.planning.dry_run import rehearse
 from abcsearch.preparation.registry import make_preparation
+from abcsearch.preparation.structures import INSIDE
 from abcsearch.results.open_run import open_run, open_so_far
 from abcsearch.results.prepared_facts import fact_text
 from abcsearch.runs.config_run import run_config
@@ -156,6 +158,25 @@ def test_who_watches_sees_the_epochs(made, tmp_path, monkeypatch):
     for epoch, output in zip((1, 2, 3), seen[1:], strict=True):
         assert f"running now: preparing: slimming, epoch {epoch} of 3" in output
     assert "preparing: slimming: 2/3, loss" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_structure_outside_of_the_budget_is_warned_of_once(made, tmp_path):
+    """Blocks have to go, and one threshold for all channels keeps them."""
+    outside = config(
+        *("model.widths=[4, 6, 8]", "model.depths=[2, 2, 2]", "budget.macs=0.2", "n_trials=1"),
+        *("space.lowest=0.6", 'space.levels=["filter", "stage", "block"]', "baselines=[]"),
+        *("prepare.recipe.epochs=1", "pretrain.epochs=1"),
+        made=made,
+    )
+    words = r"preparation slimming: its structure is outside of the budget \(macs [\d,]+, not at most [\d,]+\): .*"
+    with pytest.warns(UserWarning, match=words + r"space\.lowest"):
+        run_config(outside, tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert len(re.findall("warning: " + words, log)) == 1
+    assert json.loads((tmp_path / "run" / "prepared.json").read_text())["facts"][INSIDE] is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_config(outside, tmp_path / "run")
 
 
 # -- stopped, and gone on with
