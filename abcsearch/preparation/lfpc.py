@@ -17,7 +17,7 @@ from abcsearch.preparation.drawn_options import LFPCOptions
 from abcsearch.preparation.gumbel import CERTAIN, Gates, Logits, Relaxed, parted
 from abcsearch.preparation.structures import INSIDE, largest_uniform
 from abcsearch.rng import torch_stream
-from abcsearch.training.checks import check_training
+from abcsearch.training.checks import check_finite, check_training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,6 +54,7 @@ class LFPC(Preparation):
     """
 
     Options: ClassVar[type] = LFPCOptions
+    milder: ClassVar[str] = "lower logit_lr = {logit_lr}"
     options: LFPCOptions
 
     def check(self, task: Pruning) -> None:
@@ -115,6 +116,7 @@ class LFPC(Preparation):
             objective=task.data.objective,
         )
         trained = trainer.train(lesson, recipe, name="lfpc", images=images)
+        check_finite("logits", logits.values)
         chosen = lesson.chosen()
         names = [
             ranking.criteria[number]

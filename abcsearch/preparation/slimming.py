@@ -54,6 +54,7 @@ class Slimming(Preparation):
     """
 
     Options: ClassVar[type] = SlimmingOptions
+    milder: ClassVar[str] = "lower strength = {strength}"
     options: SlimmingOptions
 
     def check(self, task: Pruning) -> None:
