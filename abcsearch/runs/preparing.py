@@ -8,11 +8,13 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import (
+    AbcSearchError,
     CandidateError,
     PreparationError,
     RunError,
     callers,
     differences,
+    one_line,
     plural,
     quoted,
 )
@@ -21,7 +23,7 @@ from abcsearch.preparation.base import Trainer, check_restored, check_start, run
 from abcsearch.preparation.needs import check_needs
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.structures import INSIDE, missed_bounds
-from abcsearch.runs.disk.stages import PREPARING
+from abcsearch.runs.disk.stages import FAILED, PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
 from abcsearch.runs.header import data_identity
 from abcsearch.runs.progress import Progress, silent
@@ -115,7 +117,7 @@ def prepared(
     if preparation is None:
         return task
     if not (folder.path / RECORD).exists():
-        _prepare_into(folder, settings, task, preparation, progress)
+        _prepared_now(folder, settings, task, preparation, progress)
     ready = opened(folder, settings, task, preparation)
     if settings.searcher.name == "given" and not (
         ready.starts or settings.searcher.options.get("initial")
@@ -124,6 +126,27 @@ def prepared(
         msg += "searcher.initial, or take another searcher"
         raise PreparationError(msg)
     return ready
+
+
+def _prepared_now(
+    folder: RunFolder,
+    settings: SearchSettings,
+    task: Task,
+    preparation: Preparation,
+    progress: Progress,
+) -> None:
+    """Prepares; why it cannot be is in the log then, and in what status shows."""
+    try:
+        _prepare_into(folder, settings, task, preparation, progress)
+    except (
+        RunError
+    ):  # a worker that was lost, or the folder itself: it goes on where it was stopped
+        raise
+    except AbcSearchError as error:
+        why = f"{FAILED}: {one_line(str(error))}"
+        folder.log(why)
+        folder.write_progress(why, 0, 1, busy=0, workers=1)
+        raise
 
 
 def _prepare_into(

@@ -546,12 +546,72 @@ def test_status_says_that_a_preparation_has_failed(made, tmp_path, monkeypatch):
         raise ValueError("no such thing")
 
     monkeypatch.setattr("abcsearch.preparation.slimming.Slimming.prepare", failing)
+    folder = tmp_path / "run"
     with pytest.raises(PreparationError, match="no such thing"):
-        run_config(config(made=made), tmp_path / "run")
-    assert (
-        "stopped while preparing: slimming; continue with:"
-        in call("status", tmp_path / "run").output
+        run_config(config(made=made), folder)
+    why = "preparing failed: preparation Slimming failed: ValueError: no such thing"
+    said = call("status", folder).output
+    assert f"not running, {why}; change [prepare] and search into this folder again" in said
+    assert f"or, if something else was wrong, continue with: abcsearch resume {folder}" in said
+    assert f" {why}\n" in (folder / "log.txt").read_text()
+    assert json.loads(call("status", folder, "--json").output)["preparing"] == why
+    with RunFolder(folder).locked():  # as while the network is read that is prepared again
+        assert call("status", folder).output.rstrip().endswith("running now")
+
+
+def diverging(made):
+    return config("prepare.recipe.lr=1e20", "n_trials=1", "baselines=[]", made=made)
+
+
+def test_after_a_loss_that_is_not_finite_other_settings_go_on_in_the_same_folder(made, tmp_path):
+    """From the network that was trained before, to what a folder of its own would hold; from 2 epochs likewise."""
+    folder, milder = tmp_path / "run", config("n_trials=1", "baselines=[]", made=made)
+    with pytest.raises(ModelError, match=r"lower lr"):
+        run_config(diverging(made), folder)
+    base = (folder / "base.safetensors").read_bytes()
+    with pytest.raises(KeyboardInterrupt):  # half of other settings, whose checkpoint stays
+        run_config(
+            config("prepare.strength=0.1", "n_trials=1", "baselines=[]", made=made),
+            folder,
+            progress=Stopping(),
+        )
+    assert len(list(folder.glob("prepared-*.checkpoint"))) == 1
+    run_config(milder, folder)
+    run_config(milder, tmp_path / "alone")
+    assert (folder / "base.safetensors").read_bytes() == base
+    assert not list(folder.glob("prepared-*.checkpoint"))
+    weights = [(at / "prepared.safetensors").read_bytes() for at in (folder, tmp_path / "alone")]
+    assert weights[0] == weights[1]
+    assert trials(folder) == trials(tmp_path / "alone")
+    settings = RunFolder(folder).header()["settings"]
+    assert settings["prepare"]["options"]["recipe"]["lr"] == 0.05
+    assert call("resume", folder).exit_code == 0
+
+
+def test_other_settings_than_of_prepare_are_refused_as_ever_after_it_failed(made, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ModelError):
+        run_config(diverging(made), folder)
+    with pytest.raises(RunError, match=r"different run: seed: 1 in the folder, 2 now; prepare"):
+        run_config(config("seed=2", made=made), folder)
+
+
+def test_what_is_refused_once_it_is_prepared_names_the_network_that_can_be_taken(
+    run, made, tmp_path
+):
+    """Which has to be what is said: a config that names it has the same network."""
+    with pytest.raises(RunError, match="Choose another folder, or delete this one") as raised:
+        run_config(config("prepare.strength=0.1", made=made), run)
+    line = re.search(r"checkpoint = (\S+) in \[model\], without \[pretrain\]", str(raised.value))
+    (tmp_path / "again.toml").write_text(
+        CONFIG.replace("pretrain = {epochs = 1, batch_size = 256}\n", "").replace(
+            "[4, 6],", f"[4, 6], checkpoint = {line[1]},"
+        )
     )
+    changes = ("prepare.strength=0.1", "n_trials=1", "baselines=[]")
+    again = read_config(tmp_path / "again.toml", changes)
+    result = run_config(again, tmp_path / "other")
+    assert network_hash(result.task.base) == network_hash(open_run(run).result.task.base)
 
 
 def test_a_rehearsal_names_preparation_and_baselines(made, tmp_path):
