@@ -280,9 +280,9 @@ def _loading(made: Exported, info: Mapping[str, Any]) -> list[str]:
     shape = info["input"]["shape"]
     name = made.path.name
     int8 = ", tolerance=0.05" if _is_int8(info) else ""
-    torchao = "import torchao.quantization.pt2e  # operations of int8\n" if _is_int8(info) else ""
+    needed = "".join(f"import {module}  # its operations\n" for module in made.needs)
     pytorch = {
-        "pt2": f"import torch\n{torchao}network = torch.export.load({name!r}).module()",
+        "pt2": f"import torch\n{needed}network = torch.export.load({name!r}).module()",
         "onnx": f"from abcsearch import load\nnetwork = load({name!r})  # computed by onnxruntime",
     }.get(
         made.format,
