@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import nn
 
+from abcsearch.config import _named
 from abcsearch.data.split import Split
 from abcsearch.errors import ExportError
 from abcsearch.exporting import export, files, interchange, load, open_export, targets
@@ -157,6 +158,35 @@ class Deformed(nn.Module):
     def forward(self, x):
         offsets = self.offsets(x)
         return torchvision.ops.deform_conv2d(x, offsets, self.conv.weight).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ([], "take a folder: abcsearch export RUN_DIR --format safetensors --out FOLDER"),
+        (["low_rank"], "take a folder: abcsearch export RUN_DIR --format safetensors"),
+        (
+            ["quantize"],
+            "a folder, of the network before int8: abcsearch export RUN_DIR --link 0 --out",
+        ),
+        (["low_rank", "sparsify", "quantize"], "of sparsify before int8: .* --link 2 --out FOLDER"),
+    ],
+)
+def test_a_folder_of_a_traced_network_alone_says_that_it_cannot_be_pruned(tmp_path, links, words):
+    """And which link before it can; not to write the same again."""
+    info = {"chain": [{"name": name} for name in links]}
+    made = export(small(), tmp_path, example_input=example(), format="pt2", info=info)
+    for given in (tmp_path, made.path):
+        with pytest.raises(ExportError, match=f"model.pt2 is a traced computation, .* {words}"):
+            _named("model", {"export": str(given)})
+    made.path.write_bytes(b"nothing that can be read")
+    with pytest.raises(
+        ExportError, match=r"model.pt2 is a traced computation, .* --format safetensors"
+    ):
+        load(tmp_path)
+    made.path.rename(tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"model.onnx is a traced computation"):
+        load(tmp_path)
 
 
 USE = {

@@ -1,6 +1,7 @@
 """Chains of transforms: every link loads back bit for bit in every format, and orders that lose are refused."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -28,12 +29,12 @@ from abcsearch import (
 )
 from abcsearch.cli import app
 from abcsearch.config import parse_config, read_config
-from abcsearch.errors import ConfigError, ModelError, RunError
+from abcsearch.errors import ConfigError, ExportError, ModelError, RunError
 from abcsearch.models.registry import Constructor
 from abcsearch.results.chained import known_chain, run_chain
 from abcsearch.results.exports import export_run
 from abcsearch.results.finetuning import finetune_run
-from abcsearch.results.links import read_chain
+from abcsearch.results.links import read_chain, write_chain
 from abcsearch.results.open_run import open_run
 from abcsearch.results.report import make_report
 from abcsearch.runs.config_run import run_config
@@ -227,6 +228,28 @@ def test_int8_ends_a_chain(trained, tmp_path, monkeypatch):
     network, x = chain_model(chain), data.test.images
     made = export(network, tmp_path / "again.pt2", example_input=data.example)
     assert torch.equal(load(made)(x), network(x))
+
+
+def test_why_onnxruntime_has_no_time_of_a_link_is_kept_and_said(trained, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    quick(monkeypatch, onnx=True)
+
+    def refused(network, path, **options):
+        raise ExportError(f"{path} cannot be: of {len(list(network.parameters()))} tensors")
+
+    monkeypatch.setattr("abcsearch.results.chain_costs.export", refused)
+    chain = chained(trained, [{"name": "sparsify", "sparsity": 0.5}], tmp_path / "chain")
+    assert {time.runtime for time in chain.times} == {"torch"}
+    assert chain.lines()[-1].startswith("no time by onnxruntime of start: 0.onnx cannot be: of ")
+    assert sum("no time by" in line for line in chain.lines()) == 1
+    assert read_chain(tmp_path / "chain") == chain
+    before = dataclasses.replace(
+        chain, untimed=()
+    )  # of a chain whose links have all times, or of earlier versions
+    write_chain(before)
+    assert "untimed" not in (tmp_path / "chain" / "chain.json").read_text()
+    assert read_chain(tmp_path / "chain") == before
+    assert not any("onnxruntime" in line for line in before.lines())
 
 
 ORDERS = [
