@@ -60,6 +60,10 @@ class ModelError(AbcSearchError):
     """A model cannot be constructed, or its forward pass does not return what is needed."""
 
 
+class DivergedError(ModelError):
+    """The loss of a training is not finite."""
+
+
 class LessonError(AbcSearchError):
     """What a training is to teach does not keep what `abcsearch.Lesson` says."""
 

@@ -25,6 +25,7 @@ from typer import rich_utils
 
 from abcsearch.errors import AbcSearchError, escaped, plural, quoted
 from abcsearch.formats import clock_text
+from abcsearch.runs.disk.stages import FAILED
 from abcsearch.searchers.registry import nothing_left
 from abcsearch.stopping import stopping
 
@@ -341,6 +342,16 @@ def _pace(interval: float) -> str:
     return f"{seconds / interval:.1f} trials/{unit}"
 
 
+def _unprepared(stage: str, again: str) -> str:
+    """Returns that a preparation was stopped or has failed, and how to go on."""
+    if not stage.startswith(FAILED):
+        return f"stopped while {stage}; {again}"
+    return (
+        f"{stage}; change [prepare] and search into this folder again, which keeps the network that was trained before; "
+        f"or, if something else was wrong, {again}"
+    )
+
+
 def _state(status: RunStatus, watched: RunWatch) -> str:
     """Returns whether a run runs, is finished or was stopped."""
     if status.running:
@@ -358,7 +369,7 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
             again = f"abcsearch resume {quoted(watched.path)} --retry-failed"
             return f"stopped: too many evaluations failed in a row (see log.txt); once that is mended: {again}"
         if status.preparing is not None:
-            return f"not running, stopped while {status.preparing}; {again}"
+            return f"not running, {_unprepared(status.preparing, again)}"
         if search.undecided:
             return f"all trials are finished, the best are still to be scored in full or measured; {again}"
         only = search.done >= search.total or status.exhausted  # it can be exported and reported

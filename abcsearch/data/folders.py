@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,11 @@ class Folder:
         self._root = str(root)
         self._names = np.array([os.fsencode(os.path.relpath(file, root)) for file, _ in samples])
         self.labels = torch.tensor([label for _, label in samples])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes as text: bytes of a file system that are none are replaced."""
+        return tuple(os.fsencode(name).decode(errors="replace") for name in self.classes)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -175,20 +181,24 @@ def image_folder(  # noqa: PLR0913 - options of a config
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     scale = scale_of(mean, std, usual)
     others = _splits(path, validation)
+    folders = _folders(path, others)
+    names = {"class_names": folders[0].names}
     train, test, *held = (
         Stream(
             source=folder, labels=folder.labels, evaluation=transform, scale=scale, workers=workers
         )
-        for folder in _folders(path, others)
+        for folder in folders
     )
     how, name = (
         HoldOut(validation=_HELD_OUT if validation is None else validation, seed=seed),
         f"image_folder {path}",
     )
     if stream and held:
-        return Data(name=name, train=train, validation=held[0].loaded(), test=test, seed=seed)
+        splits: dict[str, Any] = {"train": train, "validation": held[0].loaded(), "test": test}
+        return Data(name=name, **splits, seed=seed, **names)
     if stream:
-        return Data.from_images(train, test, validation=how.validation, seed=seed, name=name)
+        data = Data.from_images(train, test, validation=how.validation, seed=seed, name=name)
+        return replace(data, **names)
     shapes = {
         other: images.shape
         for other, images in zip(("train", *others), (train, test, *held), strict=True)
@@ -202,8 +212,9 @@ def image_folder(  # noqa: PLR0913 - options of a config
         held_out(train.labels, how.validation, seed)
     rows = train.decoded()
     scale = scale if mean is not None else scale_of(None, None, rows)
-    splits = [(images.decoded(), images.labels) for images in (test, *held)]
-    return byte_data(name, (rows, train.labels), splits[0], scale, how, *splits[1:])
+    pairs = [(images.decoded(), images.labels) for images in (test, *held)]
+    data = byte_data(name, (rows, train.labels), pairs[0], scale, how, *pairs[1:])
+    return replace(data, **names)
 
 
 def imagenet(  # noqa: PLR0913 - options of a config
@@ -249,4 +260,6 @@ def imagenet(  # noqa: PLR0913 - options of a config
     }
     folders = _folders(path, _there(path, ("val",)))
     train, test = (Stream(source=f, labels=f.labels, **common) for f in folders)
-    return Data.from_images(train, test, validation=validation, seed=seed, name=f"imagenet {path}")
+    name = f"imagenet {path}"
+    data = Data.from_images(train, test, validation=validation, seed=seed, name=name)
+    return replace(data, class_names=folders[0].names)

@@ -40,6 +40,7 @@ class Data:
         objective: what networks are for, of `OBJECTIVES`: loss and metrics follow from it.
         held_out: whether search-validation has been held out of the training images here, so that a network which was
             trained on all of them has seen it.
+        class_names: in the order of the class numbers, for those who use an export; () where they are not known.
 
     Raises:
         DataError: if the splits hold images of different sizes, or labels are not those of a classification that is
@@ -53,6 +54,7 @@ class Data:
     seed: int = 0
     objective: str = "classification"
     held_out: bool = False
+    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Checks that the splits fit together."""
@@ -73,6 +75,18 @@ class Data:
         if self.objective == "classification":
             self._check_classes()
         check_splits(self.name, self.objective, labels, self.train.shape)
+        self._check_names()
+
+    def _check_names(self) -> None:
+        given: object = self.class_names
+        texts = isinstance(given, list | tuple) and all(isinstance(name, str) for name in given)
+        if not texts or (
+            given and self.objective == "classification" and len(given) < self.classes
+        ):
+            wanted = f"{self.classes} of " if texts else ""
+            msg = f"{self.name}: class_names are texts, one for each class, {wanted}them; found {given!r:.80}"
+            raise DataError(msg)
+        object.__setattr__(self, "class_names", tuple(self.class_names))
 
     def _check_classes(self) -> None:
         known, seen = (

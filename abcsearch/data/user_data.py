@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from abcsearch.data.boxes import TARGET_KEYS, are_targets, packed
 from abcsearch.data.images import IGNORED, as_rows, check_labels, from_rows
@@ -73,9 +73,10 @@ def from_datasets(  # noqa: PLR0913 - options of a config
         read_.append(
             Stream(source=read, labels=_labels(labels, where, ignore_index), workers=workers)
         )
-    return Data.from_images(
+    data = Data.from_images(
         *read_, validation=validation, seed=seed, name=name, objective=objective
     )
+    return named(data, pair[0])
 
 
 def _read(source: Any, where: str, ignore_index: int | None, inputs: Sequence[str]) -> Split:  # noqa: ANN401
@@ -270,8 +271,29 @@ def read(train: Any, test: Any, validation: Any, **how: Any) -> Data:  # noqa: A
     return data_of(train, test, validation, Reading(**how))
 
 
+def named(data: Data, source: Any) -> Data:  # noqa: ANN401 - what the user has
+    """Returns data with the names of their classes, where the Dataset that they are read of has `classes`.
+
+    As those of torchvision do: texts, or several for each class, of which the first counts.
+    """
+    while isinstance(source, DataLoader | Subset):
+        source = source.dataset
+    given = getattr(source, "classes", None)
+    several = given if isinstance(given, list | tuple) else ()
+    names = [name[0] if isinstance(name, tuple) and name else name for name in several]
+    texts = all(isinstance(name, str) for name in names)
+    if data.objective != "classification" or not texts or len(names) < data.classes:
+        return data
+    return replace(data, class_names=tuple(names))
+
+
 def data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # noqa: ANN401 - what the user has
     """Returns the data of arrays, Datasets or DataLoaders; see `Data.of`."""
+    return named(_data_of(train, test, validation, how), train)
+
+
+def _data_of(train: Any, test: Any, validation: Any, how: Reading) -> Data:  # noqa: ANN401 - what the user has
+    """Returns the data of arrays, Datasets or DataLoaders, whose classes have no names."""
     given = {"train": train, "test": test}
     share = isinstance(validation, int | float) and not isinstance(validation, bool)
     if not share:

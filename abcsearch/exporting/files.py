@@ -26,7 +26,14 @@ from abcsearch.exporting.checking import (
     run_checked,
     wrapped,
 )
-from abcsearch.exporting.interchange import open_onnx, open_pt2, traced, write_onnx, write_pt2
+from abcsearch.exporting.interchange import (
+    open_onnx,
+    open_pt2,
+    registering,
+    traced,
+    write_onnx,
+    write_pt2,
+)
 from abcsearch.exporting.plan import load_plan, plain_json, write_export_folder
 from abcsearch.exporting.plan_files import WEIGHTS, files_of
 from abcsearch.exporting.structures import (
@@ -62,6 +69,7 @@ class Exported(os.PathLike[str]):
         difference: the largest absolute difference of its outputs to the network's; 0 of folders, always.
         largest: the largest absolute output of the network on the same batches.
         size: bytes of what was written.
+        needs: modules that register operations of a .pt2 file, to be imported before torch reads it.
     """
 
     path: Path
@@ -69,16 +77,18 @@ class Exported(os.PathLike[str]):
     difference: float
     largest: float
     size: int
+    needs: tuple[str, ...] = ()
 
     @property
     def how_to_load(self) -> str:
-        """The call that loads it: of abcsearch for a folder, otherwise of whatever reads such files."""
-        readers = {"onnx": "onnxruntime.InferenceSession", "pt2": "torch.export.load"}
-        reader, then = (
-            readers.get(self.format, "abcsearch.load"),
-            ".module()" if self.format == "pt2" else "",
-        )
-        return f"{reader}({str(self.path)!r}){then}"
+        """A line of Python that loads it: by abcsearch for a folder, otherwise by whatever reads such files."""
+        path = repr(str(self.path))
+        if self.format == "onnx":
+            return f"import onnxruntime; session = onnxruntime.InferenceSession({path})"
+        if self.format == "pt2":
+            modules = ", ".join(("torch", *self.needs))
+            return f"import {modules}; network = torch.export.load({path}).module()"
+        return f"import abcsearch; network = abcsearch.load({path})"
 
     def __fspath__(self) -> str:
         """Returns the path."""
@@ -160,7 +170,15 @@ def export(  # noqa: PLR0913 - all but two are optional
     except OSError as error:
         msg = f"export folder {folder} cannot be written: {error}; choose another one"
         raise ExportError(msg) from error
-    return Exported(path=target, format=kind, difference=written[0], largest=written[1], size=size)
+    return Exported(path=target, format=kind, size=size, **written._asdict())
+
+
+class _Written(NamedTuple):
+    """What `Exported` says of the network that was written."""
+
+    difference: float
+    largest: float
+    needs: tuple[str, ...] = ()
 
 
 def _checked_example(model: nn.Module, given: Any) -> Inputs:  # noqa: ANN401 - whatever is given as an example
@@ -303,7 +321,7 @@ def _write_folder(
     facts: Mapping[str, Any],
     record: Constructor,
     kind: str,
-) -> tuple[float, float]:
+) -> _Written:
     """Writes and checks a folder; returns the largest difference, which is 0, and the largest output."""
     write_export_folder(model, folder, record, facts, kind)
     loaded, _, _ = load_plan(folder, record.find())
@@ -314,7 +332,7 @@ def _write_folder(
         msg = f"the exported network loads with other outputs, the largest difference is {gap:g}{_at(name)}: "
         msg += "does the constructor build this network?"
         raise ExportError(msg)
-    return gap, checks.largest
+    return _Written(gap, checks.largest)
 
 
 def _at(name: str) -> str:
@@ -324,8 +342,8 @@ def _at(name: str) -> str:
 
 def _write_file(
     model: nn.Module, path: Path, example_input: Inputs, facts: dict[str, Any], tolerance: float
-) -> tuple[float, float]:
-    """Writes and checks an .onnx or .pt2 file; returns the largest difference and the largest output."""
+) -> _Written:
+    """Writes and checks an .onnx or .pt2 file; returns what is to be said of it."""
     twin, example_input = copied(model, "cpu"), example_input.to("cpu")
     batches = [example_input, *(noise(example_input, size) for size in _SIZES)]
     with torch.inference_mode():
@@ -336,7 +354,9 @@ def _write_file(
     write, read = (
         (write_onnx, open_onnx) if path.suffix.lower() == ".onnx" else (write_pt2, open_pt2)
     )
-    write(traced(whole, batches[1]), path, facts)
+    program = traced(whole, batches[1])
+    needs = registering(program) if write is write_pt2 else ()
+    write(program, path, facts)
     try:
         read_back, _, _ = read(path)
     except ExportError as error:
@@ -351,7 +371,7 @@ def _write_file(
             msg = f"the {path.suffix} file computes other outputs: the largest difference is {gap:.3g}{_at(name)} of "
             msg += f"outputs up to {sizes.get(name, 0.0):.3g}, allowed is a share of {tolerance:g} (tolerance)"
             raise ExportError(msg)
-    return max(gaps.values()), checks.largest
+    return _Written(max(gaps.values()), checks.largest, needs)
 
 
 def _structures(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import logging
 import warnings
@@ -36,7 +37,8 @@ _CHANGED = (
     "{} is not what was written: it is damaged, or another program has changed it; write it again with: abcsearch "
     "export RUN_DIR. If that program was meant to change it, have it remove the metadata 'abcsearch' as well"
 )
-_INT8 = b"quantized_decomposed."  # operations that torch knows once torchao is imported
+# Operations, by their name space, that torch knows once a module is imported
+_REGISTERED = {"quantized_decomposed": "torchao.quantization.pt2e", "torchvision": "torchvision"}
 
 
 @contextlib.contextmanager
@@ -298,8 +300,9 @@ def open_pt2(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, A
     if written is not None and content_of(entries) != written:
         raise ExportError(_CHANGED.format(path))
     try:
-        if any(_INT8 in entry for entry in entries.values()):
-            torchao()
+        for space, module in _REGISTERED.items():
+            if any(f"{space}.".encode() in entry for entry in entries.values()):
+                _registered(module)
         packed = (
             io.BytesIO(path.read_bytes()) if trusted or trust else checked_archive(entries, path)
         )
@@ -314,15 +317,31 @@ def open_pt2(path: Path, *, trust: bool = False) -> tuple[nn.Module, dict[str, A
         raise ExportError(msg) from error
 
 
+def registering(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """Returns the modules that register operations of a traced network, which torch alone does not know."""
+    spaces = {
+        getattr(node.target, "namespace", "")
+        for module in program.graph_module.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+    }
+    return tuple(module for space, module in _REGISTERED.items() if space in spaces)
+
+
 def torchao() -> None:
     """Imports what int8 networks are made and read with.
 
     Raises:
         ExportError: if it is not installed.
     """
+    _registered(_REGISTERED["quantized_decomposed"])
+
+
+def _registered(module: str) -> None:
+    """Imports a module that registers operations; raises ExportError if it is not installed."""
     try:
         with quiet():
-            import torchao.quantization.pt2e  # noqa: F401 - it registers operations
+            importlib.import_module(module)
     except ImportError as error:
         msg = f"int8 networks need torchao, which is not installed ({error.name}): pip install 'abcsearch[quantize]'"
         raise ExportError(msg) from error

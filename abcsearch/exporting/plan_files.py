@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from abcsearch.errors import ExportError
+from abcsearch.errors import ExportError, one_line
+from abcsearch.exporting.archives import facts_in, read_entries
 from abcsearch.exporting.compressed import unpack
 from abcsearch.exporting.plan_checks import plan_problems
 from abcsearch.files import unsealed
@@ -75,12 +76,38 @@ def _read_json(folder: Path) -> Any:  # noqa: ANN401 - any JSON value
     if not folder.exists():
         raise ExportError(_missing(folder))
     if not (folder / PLAN).is_file():
-        msg = f"{folder} is not an export: {PLAN} is missing; write one with: abcsearch export RUN_DIR"
-        raise ExportError(msg)
+        raise ExportError(_no_plan(folder))
     try:
         return unsealed((folder / PLAN).read_text(encoding="utf-8"))[0]
     except (ValueError, RecursionError) as error:
         raise ExportError(_DAMAGED.format(folder, f"{PLAN} cannot be read, {error!r}")) from error
+
+
+def _no_plan(folder: Path) -> str:
+    """Returns the message for what has no plan: another file may lie there, which is loaded and cannot be pruned."""
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    traced = [file for file in files if file.suffix.lower() in (".pt2", ".onnx")]
+    if not traced:
+        return f"{folder} is not an export: {PLAN} is missing; write one with: abcsearch export RUN_DIR"
+    file = traced[0]
+    names = _links_in(file) if file.suffix.lower() == ".pt2" else []
+    how, what = "--format safetensors", ""
+    if names[-1:] == ["quantize"]:
+        how = f"--link {len(names) - 1}"
+        what = f", of {names[-2] if names[1:] else 'the network'} before int8"
+    return (
+        f"{folder} has no {PLAN}: {file.name} is a traced computation, which abcsearch.load({str(file)!r}) reads and which "
+        f"cannot be trained or pruned again; take a folder{what}: abcsearch export RUN_DIR {how} --out FOLDER"
+    )
+
+
+def _links_in(file: Path) -> list[str]:
+    """Returns the names of the links of a chain that a .pt2 file is the last of; [] where it does not say."""
+    try:
+        told: Any = unsealed(facts_in(read_entries(file)) or "{}")[0]
+        return [one_line(str(link["name"]), 60) for link in told["info"]["chain"]]
+    except (ExportError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
 
 
 def _weights_name(plan: Any, folder: Path) -> str:  # noqa: ANN401 - any JSON value

@@ -15,7 +15,7 @@ from abcsearch.channels.gates import gate, replaced
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import AutoPrunerOptions
 from abcsearch.preparation.structures import check_criterion, check_norms, targets, threshold_cut
-from abcsearch.training.checks import check_training
+from abcsearch.training.checks import check_finite, check_training
 from abcsearch.training.lesson import Supervised
 from abcsearch.training.optimization import make_optimizer
 
@@ -59,6 +59,7 @@ class AutoPruner(Preparation):
     """
 
     Options: ClassVar[type] = AutoPrunerOptions
+    milder: ClassVar[str] = "lower weight = {weight} or gate_lr = {gate_lr}"
     options: AutoPrunerOptions
 
     def check(self, task: Pruning) -> None:
@@ -93,6 +94,7 @@ class AutoPruner(Preparation):
             objective=task.data.objective,
         )
         trained = trainer.train(lesson, recipe, name="autopruner")
+        check_finite("logits of gates", lesson.logits.values)
         scores = lesson.scores()
         cut = threshold_cut(scores, task.constraint)
         gates = lesson.gates()
@@ -207,6 +209,7 @@ class Deciding(Supervised):
         self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
     ) -> torch.Tensor:
         """Returns the loss of a batch through the gates, and the penalty."""
+        check_finite("logits of gates", self.logits.values)
         gates = self.gates()
         with replaced(self.model, gate(self.model, self._graph, gates)):
             loss = super().step(images, labels, draws)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
@@ -14,6 +14,7 @@ from abcsearch.channels.source import Sliced, Source, check_source
 from abcsearch.errors import (
     AbcSearchError,
     CandidateError,
+    DivergedError,
     LessonError,
     ModelError,
     PreparationError,
@@ -203,9 +204,12 @@ class Preparation(ABC):
     Attributes:
         options: a record of class `Options`.
         Options: a frozen, keyword-only dataclass that checks its values; every one has a default.
+        milder: what to change, besides lr, where a loss is not finite, such as "lower strength = {strength}": names of
+            options stand for their values. "": nothing.
     """
 
     Options: ClassVar[type] = NoOptions
+    milder: ClassVar[str] = ""
 
     def __init__(self, options: Any = None) -> None:  # noqa: ANN401 - a record of class `Options`
         """Takes the options; None: the defaults.
@@ -269,8 +273,9 @@ def run_preparation(preparation: Preparation, task: Pruning, trainer: Trainer) -
     try:
         made: object = preparation.prepare(task, trainer)
     except ModelError as error:  # a loss that is not finite, for one: it says what to lower
-        msg = f"preparation {name}: {error}"
-        raise ModelError(msg) from error
+        diverged = isinstance(error, DivergedError)
+        msg = f"preparation {name}: {error}{besides(preparation) if diverged else ''}"
+        raise (DivergedError if diverged else ModelError)(msg) from error
     except AbcSearchError:
         raise
     except Exception as error:  # the user's code: anything can go wrong in it
@@ -285,6 +290,13 @@ def run_preparation(preparation: Preparation, task: Pruning, trainer: Trainer) -
     check_source(made.source)
     _check_fits(name, made, task)
     return made
+
+
+def besides(preparation: Preparation) -> str:
+    """Returns which options of a preparation may be the cause where a loss is not finite, to end a message, or ""."""
+    options = preparation.options
+    values = {entry.name: getattr(options, entry.name) for entry in fields(options)}
+    return preparation.milder and f", or {preparation.milder.format_map(values)}"
 
 
 def check_restored(

@@ -20,7 +20,7 @@ from abcsearch.preparation.options import DMCPOptions
 from abcsearch.preparation.slimmable import Sampler, Sandwich
 from abcsearch.preparation.structures import check_criterion, targets
 from abcsearch.rng import numpy_stream
-from abcsearch.training.checks import check_training
+from abcsearch.training.checks import check_finite, check_training
 from abcsearch.training.optimization import make_optimizer
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class DMCP(Preparation):
     """
 
     Options: ClassVar[type] = DMCPOptions
+    milder: ClassVar[str] = "lower weight = {weight} or chain_lr = {chain_lr}"
     options: DMCPOptions
 
     def check(self, task: Pruning) -> None:
@@ -112,6 +113,7 @@ class DMCP(Preparation):
             objective=task.data.objective,
         )
         trained = trainer.train(lesson, recipe, name="dmcp", images=images)
+        check_finite("chains", chains.steps)
         probabilities = chains.probabilities()
         rng = numpy_stream(trainer.seed, "dmcp structures")
         chosen = likeliest(probabilities, task.constraint, options.structures, rng)
@@ -304,6 +306,7 @@ class Marking(Sandwich):
         self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
     ) -> torch.Tensor:
         """Returns the loss of a batch; the chains' part is no part of it."""
+        check_finite("chains", self._chains.steps)
         loss = super().step(images, labels, draws)
         if self.progress >= 0.5:
             if self._structure is not None:

@@ -51,6 +51,7 @@ class GroupLasso(Preparation):
     """
 
     Options: ClassVar[type] = GroupLassoOptions
+    milder: ClassVar[str] = "lower strength = {strength}"
     options: GroupLassoOptions
 
     def check(self, task: Pruning) -> None:

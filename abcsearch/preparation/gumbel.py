@@ -14,8 +14,9 @@ from torch import nn
 
 from abcsearch.channels.gates import gated, replaced
 from abcsearch.channels.skipping import skipping
-from abcsearch.errors import ModelError, PreparationError, plural
+from abcsearch.errors import PreparationError, plural
 from abcsearch.example import run_on
+from abcsearch.training.checks import check_finite
 from abcsearch.training.lesson import Supervised
 from abcsearch.training.objectives import output_of
 from abcsearch.training.optimization import make_optimizer
@@ -212,9 +213,7 @@ class Relaxed(Supervised):
         self, images: torch.Tensor, labels: torch.Tensor, draws: torch.Generator
     ) -> torch.Tensor:
         """Returns the loss of a batch, on which weights learn; that of the logits is no part of it."""
-        if not torch.isfinite(self.logits.values.detach()).all():
-            msg = f"logits are not finite after {self.progress:.0%} of the training; lower logit_lr = {self._logit_lr}"
-            raise ModelError(msg)
+        check_finite("logits", self.logits.values)
         with torch.no_grad():
             gates = self.gates(draws)
         with self._through(gates):

@@ -18,7 +18,7 @@ from abcsearch.channels.threshold import largest_within, threshold_path
 from abcsearch.errors import PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import IterateOptions
-from abcsearch.preparation.structures import check_criterion, check_norms
+from abcsearch.preparation.structures import INSIDE, check_criterion, check_norms
 from abcsearch.rng import derived_seed
 from abcsearch.searchers.registry import check_searcher_options, make_searcher
 from abcsearch.training.checks import check_training
@@ -217,7 +217,7 @@ class _Rounds:
                 limit.cost(rows) / limit.cost(full)[0]
             ).tolist()
             for limit in self._task.constraint.limits
-        } | {"its structure is inside the budget": self._task.constraint.allows(self.structure)}
+        } | {INSIDE: self._task.constraint.allows(self.structure)}
 
 
 def _narrowed(space: SearchSpace, structure: Candidate) -> SearchSpace:

@@ -15,9 +15,9 @@ from abcsearch.errors import CandidateError, PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.drawn_options import LFPCOptions
 from abcsearch.preparation.gumbel import CERTAIN, Gates, Logits, Relaxed, parted
-from abcsearch.preparation.structures import largest_uniform
+from abcsearch.preparation.structures import INSIDE, largest_uniform
 from abcsearch.rng import torch_stream
-from abcsearch.training.checks import check_training
+from abcsearch.training.checks import check_finite, check_training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,6 +54,7 @@ class LFPC(Preparation):
     """
 
     Options: ClassVar[type] = LFPCOptions
+    milder: ClassVar[str] = "lower logit_lr = {logit_lr}"
     options: LFPCOptions
 
     def check(self, task: Pruning) -> None:
@@ -115,6 +116,7 @@ class LFPC(Preparation):
             objective=task.data.objective,
         )
         trained = trainer.train(lesson, recipe, name="lfpc", images=images)
+        check_finite("logits", logits.values)
         chosen = lesson.chosen()
         names = [
             ranking.criteria[number]
@@ -125,7 +127,7 @@ class LFPC(Preparation):
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
             "forward passes per step": 2,
-            "its structure is inside the budget": task.constraint.allows(structure),
+            INSIDE: task.constraint.allows(structure),
             "layers that choose": len(names),
             "of these by criterion": {name: names.count(name) for name in ranking.criteria},
             "of these where all criteria keep the same channels": lesson.agreed,

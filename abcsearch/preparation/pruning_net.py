@@ -20,7 +20,7 @@ from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.needs import Needs
 from abcsearch.preparation.options import PruningNetOptions
 from abcsearch.preparation.slimmable import Sampler
-from abcsearch.preparation.structures import check_criterion, largest_uniform
+from abcsearch.preparation.structures import INSIDE, check_criterion, largest_uniform
 from abcsearch.rng import numpy_stream, torch_seeded, torch_stream
 from abcsearch.training.checks import check_training
 from abcsearch.training.computing import find_device
@@ -142,6 +142,7 @@ class PruningNet(Preparation):
         if published:
             _own_weights(network, graph, generator, task.space)
         source = Generated(network.eval(), graph, ranking, generator.eval())
+        start = largest_uniform(task.space, task.constraint)
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
@@ -152,10 +153,9 @@ class PruningNet(Preparation):
                 source, task.space
             ),
             "channels ranked, before the training, by": list(ranking.criteria),
+            INSIDE: task.constraint.allows(start),
         }
-        return Prepared(
-            source=source, starts=[largest_uniform(task.space, task.constraint)], facts=facts
-        )
+        return Prepared(source=source, starts=[start], facts=facts)
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network and generator as a source, its channels ranked as it was trained."""

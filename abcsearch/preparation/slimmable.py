@@ -14,7 +14,7 @@ from abcsearch.channels.onednn import pointwise_safely
 from abcsearch.channels.sharing import shared_network
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SlimmableOptions
-from abcsearch.preparation.structures import largest_uniform
+from abcsearch.preparation.structures import INSIDE, largest_uniform
 from abcsearch.rng import numpy_stream
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
@@ -84,16 +84,16 @@ class Slimmable(Preparation):
             teacher=copy.deepcopy(task.base) if recipe.taught else None,
         )
         trained = trainer.train(lesson, recipe, name="slimmable")
+        start = largest_uniform(task.space, task.constraint)
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
             "forward passes per step": options.networks + recipe.taught,
             "channels ranked, before the training, by": list(ranking.criteria),
+            INSIDE: task.constraint.allows(start),
         }
         source = Fixed(network.eval(), task.graph, ranking)
-        return Prepared(
-            source=source, starts=[largest_uniform(task.space, task.constraint)], facts=facts
-        )
+        return Prepared(source=source, starts=[start], facts=facts)
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network as a source, its channels ranked as it was trained."""

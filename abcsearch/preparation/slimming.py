@@ -10,10 +10,10 @@ import torch
 
 from abcsearch.channels.ranking import rank_channels
 from abcsearch.channels.source import Sliced
-from abcsearch.channels.threshold import largest_within, threshold_path
 from abcsearch.errors import PreparationError, plural
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SlimmingOptions
+from abcsearch.preparation.structures import threshold_cut
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
 
@@ -54,6 +54,7 @@ class Slimming(Preparation):
     """
 
     Options: ClassVar[type] = SlimmingOptions
+    milder: ClassVar[str] = "lower strength = {strength}"
     options: SlimmingOptions
 
     def check(self, task: Pruning) -> None:
@@ -95,7 +96,7 @@ class Slimming(Preparation):
         )
         trained = trainer.train(lesson, recipe, name="slimming")
         scores = gamma_scores(task.graph, network.eval())
-        start = largest_within(threshold_path(scores, task.space), task.constraint)
+        cut = threshold_cut(scores, task.constraint)
         values = np.concatenate([score[np.isfinite(score)] for score in scores])
         facts = {
             "epochs": recipe.epochs,
@@ -104,8 +105,9 @@ class Slimming(Preparation):
             "of these with a scale of 0": int((values == 0).sum()),
             "median scale": float(np.median(values)),
             "an idle scale shrinks by": lesson.reach,
+            **cut.facts(task.constraint),
         }
-        return Prepared(source=self._source(task, network), starts=[start], facts=facts)
+        return Prepared(source=self._source(task, network), starts=[cut.structure], facts=facts)
 
     def source(self, task: Pruning, modules: Mapping[str, Tensors]) -> Source:
         """Returns the trained network as a source, its channels ranked by |gamma|."""

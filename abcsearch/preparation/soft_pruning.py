@@ -13,7 +13,7 @@ from abcsearch.channels.ranking import rank_channels
 from abcsearch.errors import CandidateError, PreparationError
 from abcsearch.preparation.base import Preparation, Prepared, loaded
 from abcsearch.preparation.options import SoftPruningOptions
-from abcsearch.preparation.structures import check_criterion, check_norms, largest_uniform
+from abcsearch.preparation.structures import INSIDE, check_criterion, check_norms, largest_uniform
 from abcsearch.training.checks import check_training
 from abcsearch.training.lesson import Supervised
 
@@ -113,6 +113,7 @@ class SoftPruning(Preparation):
                 for group, width in zip(task.graph.prunable, structure, strict=False)
             ),
             "of these others than after the epoch before": lesson.changes,
+            INSIDE: task.constraint.allows(structure),
         }
         return Prepared(
             source=Fixed(network.eval(), task.graph, lesson.ranking),

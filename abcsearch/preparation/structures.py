@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from abcsearch.bounds import amount
 from abcsearch.channels.threshold import largest_within, threshold_path
 from abcsearch.errors import PreparationError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from abcsearch.preparation.base import Pruning
     from abcsearch.space import Candidate, SearchSpace
 
+INSIDE = "its structure is inside the budget"  # a fact; a run warns where it is not so
 EXPECTED = ("macs", "flops", "params")  # costs that have an expectation
 
 
@@ -35,10 +37,7 @@ class Cut(NamedTuple):
     def facts(self, constraint: Constraint) -> dict[str, float | bool | None]:
         """Returns what a report says of it: plain values, the threshold None where nothing goes."""
         threshold = self.threshold if np.isfinite(self.threshold) else None
-        return {
-            "threshold": threshold,
-            "its structure is inside the budget": constraint.allows(self.structure),
-        }
+        return {"threshold": threshold, INSIDE: constraint.allows(self.structure)}
 
 
 def threshold_cut(
@@ -66,6 +65,24 @@ def threshold_cut(
         np.sort(score)[: len(score) - width] for score, width in zip(scores, widths, strict=True)
     ]
     return Cut(structure, float(np.concatenate([*gone, [-np.inf]]).max()))
+
+
+def missed_bounds(structure: Candidate, constraint: Constraint) -> str:
+    """Returns what a structure costs where a bound is not met: "macs 1,234, not at most 1,000"; "" inside the budget.
+
+    Args:
+        structure: of the space.
+        constraint: the budget bound to the space.
+    """
+    words: list[str] = []
+    for limit in constraint.limits:
+        cost = float(limit.cost([structure])[0])
+        if limit.low <= cost <= limit.high:
+            continue
+        ends = (limit.low, limit.high) if limit.low else (limit.high,)
+        wanted = f"not {'' if limit.low else 'at most '}{amount(limit.name, *ends)}"
+        words.append(f"{limit.name} {amount(limit.name, cost)}, {wanted}")
+    return "; ".join(words)
 
 
 def largest_uniform(space: SearchSpace, constraint: Constraint) -> Candidate:

@@ -17,7 +17,7 @@ from abcsearch.preparation.gumbel import CERTAIN, Gates, Logits, Relaxed, first_
 from abcsearch.preparation.likeliest import expected_structure, likeliest
 from abcsearch.preparation.structures import check_criterion, targets
 from abcsearch.rng import numpy_stream
-from abcsearch.training.checks import check_training
+from abcsearch.training.checks import check_finite, check_training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +67,7 @@ class TAS(Preparation):
     """
 
     Options: ClassVar[type] = TASOptions
+    milder: ClassVar[str] = "lower weight = {weight} or logit_lr = {logit_lr}"
     options: TASOptions
 
     def check(self, task: Pruning) -> None:
@@ -109,6 +110,7 @@ class TAS(Preparation):
             objective=task.data.objective,
         )
         trained = trainer.train(lesson, recipe, name="tas", images=images)
+        check_finite("logits", sizes.values)
         probabilities = sizes.of_all()
         rng = numpy_stream(trainer.seed, "tas structures")
         chosen = likeliest(probabilities, task.constraint, options.structures, rng)

@@ -55,6 +55,7 @@ class Variational(Preparation):
     """
 
     Options: ClassVar[type] = VariationalOptions
+    milder: ClassVar[str] = "raise prior = {prior}, or lower strength = {strength}"
     options: VariationalOptions
 
     def check(self, task: Pruning) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from abcsearch.results.open_run import FinishedRun, Structure
 
 _MARK = "<!-- written by abcsearch export; the next one replaces it -->"
+_FEW = 10  # classes that a line names
 _SECONDS = 3.0  # for both networks together, per batch
 _SHAPES = {2: "numbers", 3: "length", 4: "height, width", 5: "depth, height, width"}
 
@@ -62,8 +63,29 @@ def feeding(info: Mapping[str, Any]) -> list[str]:
 def _output(info: Mapping[str, Any]) -> str:
     """Returns what comes out."""
     if info["objective"] == "classification" and info["classes"]:
-        return f"logits of {info['classes']} classes, numbered as in the data set; the largest is the answer"
+        return f"logits of {info['classes']} classes, {_named(info)}; the largest is the answer"
     return f"as the objective {info['objective']} has it"
+
+
+def _named(info: Mapping[str, Any]) -> str:
+    """Returns which classes there are in their order, as far as a line can say; older exports do not know."""
+    names: Sequence[str] = info.get("class_names", ())
+    if not names:
+        return "numbered as in the data set"
+    if len(names) <= _FEW:
+        return f"in this order: {', '.join(names)}"
+    return f"from {names[0]} (0) to {names[-1]} ({len(names) - 1}), all of them in the model card"
+
+
+def _class_list(info: Mapping[str, Any]) -> list[str]:
+    """Returns the names of all classes with their numbers, where a line has not said them; [] otherwise."""
+    names: Sequence[str] = info.get("class_names", ())
+    if len(names) <= _FEW:
+        return []
+    return [
+        "## Classes",
+        _table([["logit", "class"], *([str(n), name] for n, name in enumerate(names))]),
+    ]
 
 
 def _listed(numbers: Sequence[float]) -> str:
@@ -107,7 +129,8 @@ def write_card(  # noqa: PLR0913 - what it is about
         _intervals(run, info),
         *_links(chain),
         "## How to feed it",
-        "\n".join(f"- {line}" for line in feeding(info)),
+        "\n".join(f"- {_cell(line)}" for line in feeding(info)),
+        *_class_list(info),
         "## How to load it",
         *_loading(made, info),
         "## Where it comes from",
@@ -280,9 +303,9 @@ def _loading(made: Exported, info: Mapping[str, Any]) -> list[str]:
     shape = info["input"]["shape"]
     name = made.path.name
     int8 = ", tolerance=0.05" if _is_int8(info) else ""
-    torchao = "import torchao.quantization.pt2e  # operations of int8\n" if _is_int8(info) else ""
+    needed = "".join(f"import {module}  # its operations\n" for module in made.needs)
     pytorch = {
-        "pt2": f"import torch\n{torchao}network = torch.export.load({name!r}).module()",
+        "pt2": f"import torch\n{needed}network = torch.export.load({name!r}).module()",
         "onnx": f"from abcsearch import load\nnetwork = load({name!r})  # computed by onnxruntime",
     }.get(
         made.format,

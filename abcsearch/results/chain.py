@@ -7,7 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from abcsearch.errors import AbcSearchError, ConfigError, ModelError, plural
 from abcsearch.evaluation.adaptive_bn import calibrate, statistics
 from abcsearch.exporting import export, open_export
 from abcsearch.models.registry import Constructor
-from abcsearch.results.chain_costs import forward_times_of, measured
+from abcsearch.results.chain_costs import measured, timed
 from abcsearch.results.links import (
     CHAIN,
     LINK,
@@ -158,7 +158,7 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
     if known is not None and known.links == chain.links:
         return known
     doing("measuring forward time of all links in turns")
-    chain = replace(chain, times=forward_times_of(chain, work.opened, work.data))
+    chain = timed(chain, work.opened, work.data)
     _tidy(chain)
     write_chain(chain)
     return chain

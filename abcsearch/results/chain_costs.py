@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 
 from abcsearch.channels.groups import trace_channels
 from abcsearch.channels.latency import forward_times
-from abcsearch.errors import ExportError
+from abcsearch.errors import ExportError, one_line
 from abcsearch.example import Example, repeated
 from abcsearch.exporting import export, open_export
 from abcsearch.exporting.checking import Frozen
@@ -102,33 +103,35 @@ def _costs(network: nn.Module, before: Link | None, data: Data) -> dict[str, int
     }
 
 
-def forward_times_of(chain: Chain, opened: Open, data: Data) -> tuple[Time, ...]:
-    """Returns the forward times of all links, in turns, so that a busy machine slows all of them alike."""
+def timed(chain: Chain, opened: Open, data: Data) -> Chain:
+    """Returns a chain with the forward times of all links, in turns, so that a busy machine slows all of them alike."""
     networks = [opened(chain.place(number), link) for number, link in enumerate(chain.links)]
     found = [
         Time(runtime="torch", batch=batch, median_ms=_medians(networks, data, batch, chain.threads))
         for batch in BATCHES
     ]
     with tempfile.TemporaryDirectory() as name:
-        sessions = [
+        made = [
             _session(network, Path(name) / f"{i}.onnx", data) for i, network in enumerate(networks)
         ]
+        untimed = tuple(why if isinstance(why, str) else "" for why in made)
+        sessions = [session if isinstance(session, torch.nn.Module) else None for session in made]
         there = [session for session in sessions if session is not None]
         for batch in BATCHES if there else ():
             medians = iter(_medians(there, data, batch, chain.threads))
             every = tuple(None if session is None else next(medians) for session in sessions)
             found.append(Time(runtime="onnxruntime", batch=batch, median_ms=every))
-    return tuple(found)
+    return replace(chain, times=tuple(found), untimed=untimed if any(untimed) else ())
 
 
-def _session(network: nn.Module, path: Path, data: Data) -> nn.Module | None:
-    """Returns a network as onnxruntime computes it; None where it cannot be written, or nothing is installed."""
+def _session(network: nn.Module, path: Path, data: Data) -> nn.Module | str | None:
+    """Returns a network as onnxruntime computes it; why not, where it cannot be written, or nothing is installed."""
     try:
         tolerance = 0.05 if isinstance(network, Frozen) else 1e-3
         export(network, path, example_input=data.example, tolerance=tolerance)
         return open_export(path).network
-    except ExportError:
-        return None
+    except ExportError as error:
+        return one_line(str(error).replace(str(path), path.name))
 
 
 def _medians(

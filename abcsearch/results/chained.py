@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import ConfigError, RunError, quoted, unknown_name
+from abcsearch.errors import ConfigError, ModelError, RunError, quoted, unknown_name
 from abcsearch.results.chain import apply_chain, chain_model
 from abcsearch.results.finetuned_files import refusal, weights_path
 from abcsearch.results.links import FOLDER, START, Chain, chain_for
@@ -13,7 +14,7 @@ from abcsearch.runs.progress import Progress, logged, silent
 from abcsearch.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
@@ -59,25 +60,39 @@ def run_chain(
 
     with run.folder.locked():
         before = known_chain(run)
-        chain = apply_chain(
-            run.network(winner, tuned=True),
-            run.result.task.data,
-            config.transform,
-            folder,
-            constructor=config.model.name,
-            options=config.model.options,
-            recipe=Recipe(**scores["recipe"]),
-            seed=config.seed,
-            threads=int(config.evaluator.options.get("threads", 1)),
-            teacher=run.result.task.base,
-            progress=on_epoch,
-            tell=tell,
-        )
+        with _way_on(run):
+            chain = apply_chain(
+                run.network(winner, tuned=True),
+                run.result.task.data,
+                config.transform,
+                folder,
+                constructor=config.model.name,
+                options=config.model.options,
+                recipe=Recipe(**scores["recipe"]),
+                seed=config.seed,
+                threads=int(config.evaluator.options.get("threads", 1)),
+                teacher=run.result.task.base,
+                progress=on_epoch,
+                tell=tell,
+            )
         if before != chain:
             run.folder.log(
                 f"{CHAINING} {names}: test {chain.metric} {chain.links[-1].test[chain.metric]:.4f}"
             )
     return chain
+
+
+@contextlib.contextmanager
+def _way_on(run: FinishedRun) -> Iterator[None]:
+    """Runs a block; what it refuses of a chain ends with how to change that, and that nothing else is done again."""
+    try:
+        yield
+    except (ConfigError, ModelError) as error:
+        path = quoted(run.folder.path)
+        raise type(error)(
+            f"{error}; trials and what is fine-tuned stay: change transform in the config, then "
+            f"abcsearch search CONFIG --run-dir {path}, and abcsearch finetune {path}"
+        ) from error
 
 
 def known_chain(run: FinishedRun) -> Chain | None:

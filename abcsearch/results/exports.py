@@ -192,6 +192,7 @@ def _info(
         "data": {"name": named.name, **named.options},
         "objective": data.objective,
         "classes": _classes(data),
+        **({"class_names": list(data.class_names)} if data.class_names else {}),
         "input": {
             "shape": sizes_of(data.example),
             "mean": list(scale.mean) if scale and scale.mean else None,

@@ -155,6 +155,7 @@ class Chain:
         images: number of test images.
         times: forward times.
         threads: of the CPU, when these were measured.
+        untimed: by the place of the network, why onnxruntime has no time of it; "" where it has, or nothing is known.
     """
 
     folder: Path
@@ -163,6 +164,7 @@ class Chain:
     images: int
     times: tuple[Time, ...] = ()
     threads: int = 1
+    untimed: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -226,7 +228,8 @@ class Chain:
         )
         int8 = any(link.bits != (32, 32) for link in self.links)
         told += ["torch computes int8 in float32, onnxruntime in integers"] if int8 else []
-        return told
+        reasons = [pair for pair in zip(self.labels, self.untimed, strict=False) if pair[1]]
+        return [*told, *(f"no time by onnxruntime of {name}: {why}" for name, why in reasons[:1])]
 
     def to_plain(self) -> dict[str, Any]:
         """Returns plain JSON values, without the folder."""
@@ -320,6 +323,7 @@ def read_chain(folder: Path) -> Chain | None:
             images=plain["images"],
             times=times,
             threads=plain["threads"],
+            untimed=tuple(f"{why!s:.2000}" for why in plain.get("untimed", ())),
         )
         chain.cells()
     except FileNotFoundError:
@@ -368,4 +372,6 @@ def write_chain(chain: Chain) -> None:
     plain = {"metric": chain.metric, "images": chain.images, "threads": chain.threads}
     plain["links"] = [asdict(link) for link in chain.links]
     plain["times"] = [asdict(time) for time in chain.times]
+    if any(chain.untimed):
+        plain["untimed"] = list(chain.untimed)
     write_record(chain.folder / CHAIN, plain)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.bounds import amount
 from abcsearch.errors import plural, quoted
+from abcsearch.preparation.structures import missed_bounds
 from abcsearch.results.finetuned_files import FOLDER, kept
 from abcsearch.results.forward import BATCHES
 from abcsearch.runs.disk.decision import scored
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from abcsearch.budget import Limit
     from abcsearch.results.open_run import FinishedRun
     from abcsearch.results.rows import Row
 
@@ -123,24 +122,10 @@ def _outside(run: FinishedRun) -> str:
     """Returns which networks that the winner is compared with are outside of the budget, and by how much, or ""."""
     lines: list[str] = []
     for structure in run.structures[1:]:
-        costs = [
-            (limit, float(limit.cost([structure.candidate])[0]))
-            for limit in run.result.task.constraint.limits
-        ]
-        wrong = [(limit, cost) for limit, cost in costs if not limit.low <= cost <= limit.high]
-        words = [
-            f"{limit.name} {amount(limit.name, cost)}, {_bound(limit)}" for limit, cost in wrong
-        ]
-        lines += [f"{structure.name} ({'; '.join(words)})"] if words else []
+        words = missed_bounds(structure.candidate, run.result.task.constraint)
+        lines += [f"{structure.name} ({words})"] if words else []
     return (
         f"Outside of the budget, so no comparison at equal cost: {', '.join(lines)}."
         if lines
         else ""
     )
-
-
-def _bound(limit: Limit) -> str:
-    """Returns a bound of the budget in words."""
-    if limit.low:
-        return f"not {amount(limit.name, limit.low, limit.high)}"
-    return f"not at most {amount(limit.name, limit.high)}"

@@ -16,7 +16,7 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.disk.setup import read_setup
 from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
-from abcsearch.runs.disk.stages import PREPARING, TUNING
+from abcsearch.runs.disk.stages import FAILED, PREPARING, TUNING
 from abcsearch.trial import Trial
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class RunStatus:
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
         setup: how the full network did on the data before the search, and what looked wrong, a line each.
-        preparing: where a preparation stood that was stopped, or failed; None without such a one.
+        preparing: where a preparation stood that was stopped, or why it failed; None without such a one.
         log: the last lines of the log.
     """
 
@@ -239,7 +239,11 @@ class RunWatch:
 
     def _pulse(self, folders: list[RunFolder], *, ended: bool) -> Pulse | None:
         """Returns what the running process has said last: a search that is over, or was killed, says nothing."""
-        pulses = [pulse for pulse in map(Pulse.of, folders) if pulse and pulse.tuning == ended]
+        pulses = [
+            pulse
+            for pulse in map(Pulse.of, folders)
+            if pulse and pulse.tuning == ended and not str(pulse.stage).startswith(FAILED)
+        ]
         return max(pulses, key=lambda pulse: pulse.time, default=None)
 
     def _search(
@@ -319,7 +323,7 @@ def _winners(searches: Sequence[SearchStatus]) -> dict[str, Candidate | None]:
 
 
 def _left_off(folder: RunFolder) -> str | None:
-    """Returns where a preparation stands that has not come to its end; None without such a one."""
+    """Returns where a preparation stands that has not come to its end, or why it failed; None without such a one."""
     pulse = None if (folder.path / "prepared.json").exists() else Pulse.of(folder)
     return pulse.stage if pulse is not None and str(pulse.stage).startswith(PREPARING) else None
 

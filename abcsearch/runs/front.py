@@ -22,7 +22,7 @@ from abcsearch.runs.front_folder import (
     run_folder,
 )
 from abcsearch.runs.front_settings import Front, S
-from abcsearch.runs.header import as_held
+from abcsearch.runs.header import as_held, lost_by, only_preparing
 from abcsearch.runs.settings import deciding
 from abcsearch.runs.shared import Shared
 from abcsearch.runs.summaries import Summarised
@@ -237,7 +237,8 @@ def _held(folder: RunFolder, front: Front[Any]) -> dict[str, Any] | None:
     differing = differences(_decides(known), _decides(front))
     if not differing:
         return dict(there.record)
-    if not any(_begun(run) for run in there.runs):
+    preparing = only_preparing(differing)
+    if not any(lost_by(run, preparing=True) if preparing else _begun(run) for run in there.runs):
         return None  # nothing to lose yet
     msg = f"{folder.path} already holds another front: {'; '.join(differing)}. Choose another folder, or delete this "
     msg += f"one; what it holds goes on with: abcsearch resume {quoted(folder.path)}"

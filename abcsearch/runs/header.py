@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 import warnings
 from dataclasses import replace
@@ -178,8 +180,8 @@ def held_header(
         for key, value in before["identity"].items()
         if key in _OTHERS and same.get(key, value) != value
     ]
-    begun = (folder.base, folder.path / "prepared.json", folder.journal)
-    if differing and not any(path.exists() and path.stat().st_size for path in begun):
+    preparing = only_preparing(differing)
+    if differing and not lost_by(folder, preparing=preparing):
         return None  # nothing to lose yet
     if [text.split(" (hash ")[0] for text in differing] == [
         _OTHERS["model"]
@@ -194,8 +196,28 @@ def held_header(
             f"{folder.path} already holds a different run: {'; '.join(differing)}. "
             f"Choose another folder, or delete this one"
         )
+        if preparing and folder.base.exists():
+            msg += f"; in another one its network need not be trained again: checkpoint = {json.dumps(str(folder.base))} "
+            msg += "in [model], without [pretrain]"
         raise RunError(msg)
     return before
+
+
+def only_preparing(differing: Sequence[str]) -> bool:
+    """Returns whether settings differ in [prepare] alone, as `differences` says it."""
+    return all(re.match(r"prepare[.:]", text) for text in differing)
+
+
+def lost_by(folder: RunFolder, *, preparing: bool) -> bool:
+    """Returns whether a run of other settings would lose something of the one that a folder holds.
+
+    Args:
+        folder: of the run.
+        preparing: whether [prepare] alone is other, of which the base network knows nothing.
+    """
+    begun = (folder.path / "prepared.json", folder.journal)
+    begun += (folder.map.journal,) if preparing else (folder.base,)
+    return any(path.exists() and path.stat().st_size for path in begun)
 
 
 def write_header(folder: RunFolder, settings: SearchSettings, same: dict[str, Any]) -> None:

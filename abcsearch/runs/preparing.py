@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import CandidateError, PreparationError, RunError, differences, plural, quoted
+from abcsearch.errors import (
+    AbcSearchError,
+    CandidateError,
+    PreparationError,
+    RunError,
+    callers,
+    differences,
+    one_line,
+    plural,
+    quoted,
+)
 from abcsearch.formats import first_line
 from abcsearch.preparation.base import Trainer, check_restored, check_start, run_preparation
 from abcsearch.preparation.needs import check_needs
 from abcsearch.preparation.registry import make_preparation
-from abcsearch.runs.disk.stages import PREPARING
+from abcsearch.preparation.structures import INSIDE, missed_bounds
+from abcsearch.runs.disk.stages import FAILED, PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
 from abcsearch.runs.header import data_identity
 from abcsearch.runs.progress import Progress, silent
@@ -31,6 +43,7 @@ if TYPE_CHECKING:
     from abcsearch.runs.disk.folder import RunFolder
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
+    from abcsearch.space import Candidate
     from abcsearch.training.crew import Workers
     from abcsearch.training.recipe import Recipe
 
@@ -104,7 +117,7 @@ def prepared(
     if preparation is None:
         return task
     if not (folder.path / RECORD).exists():
-        _prepare_into(folder, settings, task, preparation, progress)
+        _prepared_now(folder, settings, task, preparation, progress)
     ready = opened(folder, settings, task, preparation)
     if settings.searcher.name == "given" and not (
         ready.starts or settings.searcher.options.get("initial")
@@ -113,6 +126,27 @@ def prepared(
         msg += "searcher.initial, or take another searcher"
         raise PreparationError(msg)
     return ready
+
+
+def _prepared_now(
+    folder: RunFolder,
+    settings: SearchSettings,
+    task: Task,
+    preparation: Preparation,
+    progress: Progress,
+) -> None:
+    """Prepares; why it cannot be is in the log then, and in what status shows."""
+    try:
+        _prepare_into(folder, settings, task, preparation, progress)
+    except (
+        RunError
+    ):  # a worker that was lost, or the folder itself: it goes on where it was stopped
+        raise
+    except AbcSearchError as error:
+        why = f"{FAILED}: {one_line(str(error))}"
+        folder.log(why)
+        folder.write_progress(why, 0, 1, busy=0, workers=1)
+        raise
 
 
 def _prepare_into(
@@ -164,6 +198,10 @@ def _prepare_into(
     for done in folder.path.glob("prepared-*.checkpoint"):
         done.unlink()
     folder.log(f"prepared: {plural(len(made.starts), 'structure')} to begin with; {_told(made)}")
+    if made.facts.get(INSIDE) is False and made.starts:
+        line = _outside(name, made.starts[0], task)
+        folder.log(f"warning: {line}")
+        warnings.warn(line, UserWarning, stacklevel=callers())
 
 
 def _record(made: Prepared, of: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -175,6 +213,15 @@ def _record(made: Prepared, of: str, tensors: dict[str, torch.Tensor]) -> dict[s
 def _told(made: Prepared) -> str:
     """Returns the facts in a line."""
     return ", ".join(f"{name} {value}" for name, value in made.facts.items()) or "no facts"
+
+
+def _outside(name: str, structure: Candidate, task: Task) -> str:
+    """Returns that what a preparation has chosen is outside of the budget, by how much, and what to do."""
+    return (
+        f"preparation {name}: its structure is outside of the budget ({missed_bounds(structure, task.constraint)}): the "
+        "search begins with what repair makes of it, which is another one than was trained for; allow narrower layers "
+        "(space.lowest), or raise the budget"
+    )
 
 
 def seen(settings: SearchSettings) -> dict[str, Any]:

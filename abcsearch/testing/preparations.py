@@ -18,7 +18,7 @@ from torch import nn
 
 from abcsearch.budget import Budget
 from abcsearch.data.splits import Data
-from abcsearch.preparation.base import Trainer, check_restored, run_preparation, unheard
+from abcsearch.preparation.base import Trainer, besides, check_restored, run_preparation, unheard
 from abcsearch.rng import torch_seeded
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.task import Task
@@ -77,6 +77,7 @@ class PreparationContract:
         """The lent network is unchanged, sources and starts fit the task, a continued run gets the same networks."""
         task, preparation = self.task(), self.make()
         preparation.check(task)
+        assert "{" not in besides(preparation), "milder names an option that there is none of"
         before = torch.random.get_rng_state()
         made = run_preparation(preparation, task, Trainer(task.data.train, self.seed))
         assert torch.equal(before, torch.random.get_rng_state()), (

@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from abcsearch.data.split import Images
-from abcsearch.errors import ConfigError, DataError, LessonError, ModelError, callers, plural
+from abcsearch.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    LessonError,
+    ModelError,
+    callers,
+    plural,
+)
 from abcsearch.training.lesson import LOSS_SETTINGS, Lesson, Supervised, whole_of
 from abcsearch.training.mixing import check_mixing
 from abcsearch.training.objectives import find_objective
@@ -247,6 +255,18 @@ def check_loss(lesson: Lesson, loss: object, parameters: Iterable[torch.Tensor])
             "is trained; look for detach(), torch.no_grad() and requires_grad in what it calls"
         )
         raise LessonError(msg)
+
+
+def check_finite(what: str, values: torch.Tensor) -> None:
+    """Raises DivergedError unless what is learned beside the weights is finite: losses of before do not tell.
+
+    Args:
+        what: they are, in the plural.
+        values: of any shape.
+    """
+    if not torch.isfinite(values.detach()).all():
+        msg = f"{what} are not finite after a step of the training; lower lr"
+        raise DivergedError(msg)
 
 
 def check_score(lesson: Lesson, value: object) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from abcsearch.channels.layout import fit_layout, laid_out
 from abcsearch.channels.onednn import pointwise_safely
-from abcsearch.errors import ModelError
+from abcsearch.errors import DivergedError
 from abcsearch.example import ROWS
 from abcsearch.rng import torch_seeded
 from abcsearch.training.checkpoints import Checkpoint, images_hash
@@ -179,13 +179,13 @@ def _diverged(loss: float, epoch: int, recipe: Recipe, file: Checkpoint | None) 
     """Ends a training whose loss is not finite; its checkpoint would only lead here again.
 
     Raises:
-        ModelError: always.
+        DivergedError: always.
     """
     if file is not None:
         file.path.unlink(missing_ok=True)
     limit = "" if recipe.clip_norm else ", or limit gradients with clip_norm"
     msg = f"the training loss is {loss} in epoch {epoch}; lower lr = {recipe.lr}{limit}"
-    raise ModelError(msg)
+    raise DivergedError(msg)
 
 
 class _Epochs:

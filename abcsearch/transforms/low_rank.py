@@ -15,7 +15,7 @@ from abcsearch.channels.layout import fit_layout
 from abcsearch.channels.moments import Reader, moments_of
 from abcsearch.errors import ModelError, one_line, unknown_name
 from abcsearch.example import Example
-from abcsearch.transforms.factors import METHODS, Factorised, split, unfolded, widths
+from abcsearch.transforms.factors import METHODS, Factorised, full_ranks, split, unfolded, widths
 from abcsearch.transforms.ranks import by_energy, evbmf
 
 if TYPE_CHECKING:
@@ -132,11 +132,14 @@ def low_rank(
 def check_ranks(model: nn.Module, example: Any, *, method: str, ranks: Ranks) -> None:  # noqa: ANN401 - as of `low_rank`
     """Raises ModelError where `low_rank` would refuse method, ranks, or layers that ranks are given for, by path.
 
-    The ranks themselves are not looked at: they may be of a network that is pruned first.
+    Ranks that a network allows may be too many for what it is pruned to: then `low_rank` refuses them.
     """
     _check(method, ranks, None)
     if isinstance(ranks, Mapping):
-        _check_paths(ranks, *splittable(model, Example.of(example)), model)
+        layers, left = splittable(model, Example.of(example))
+        _check_paths(ranks, layers, left, model)
+        for path, given in ranks.items():
+            _given(path, given, full_ranks(layers[path], _method(layers[path], method)))
 
 
 def _check(method: str, ranks: object, data: object) -> None:
@@ -292,7 +295,9 @@ def _given(path: str, ranks: Any, full: tuple[int, ...]) -> tuple[int, ...]:  # 
     )
     if not fits:
         allowed = " and ".join(f"1 to {of}" for of in full)
-        msg = f"the rank of {path} is a whole number from {allowed}, found {ranks!r}"
+        most = " and ".join(map(str, full))
+        msg = f"the rank of {path} is a whole number from {allowed}, found {ranks!r}; set at most {most}, or, for all "
+        msg += "layers, a share of the squared singular values such as ranks = 0.9"
         raise ModelError(msg)
     return chosen
 

@@ -258,6 +258,8 @@ def test_an_image_folder_is_streamed_as_it_is_in_memory(tmp_path):
     )
     assert isinstance(memory.train, Split)
     assert isinstance(streamed.train, Stream)
+    assert memory.class_names == streamed.class_names == tuple(sorted(memory.class_names))
+    assert {*memory.class_names} == {path.name for path in (tmp_path / "train").iterdir()}
     for part in ("train", "validation", "test"):  # its second folder may be called val
         one, other = getattr(memory, part), getattr(streamed, part).loaded()
         assert torch.equal(one.images, other.images)

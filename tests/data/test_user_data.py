@@ -1,12 +1,15 @@
 """Data of one's own by import path: `Data`, or two Datasets of PyTorch."""
 
+import dataclasses
+
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from abcsearch.config import parse_config
 from abcsearch.data.registry import check_data_options, load_data, takes_seed
 from abcsearch.data.split import Split
+from abcsearch.data.splits import Data
 from abcsearch.data.stream import Stream
 from abcsearch.data.user_data import from_datasets
 from abcsearch.errors import ConfigError, DataError
@@ -76,6 +79,38 @@ def test_two_datasets_are_read_and_split_by_the_options():
         streamed.fingerprint() == load_data("ownimages:pair", **options, stream=True).fingerprint()
     )
     assert load_data("ownimages:pair", **{**options, "seed": 2}).fingerprint() != data.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["cat", "dog"], ("cat", "dog")),
+        ([("tench", "Tinca tinca"), ("goldfish",)], ("tench", "goldfish")),
+        (("cat", "dog", "fish"), ("cat", "dog", "fish")),  # of which no image is a fish
+        (["cat"], ()),
+        ([1, 2], ()),
+        ("ab", ()),
+        (2, ()),
+    ],
+)
+def test_names_of_classes_are_those_of_the_training_dataset_where_they_can_be(given, names):
+    images = torch.arange(20.0)[:, None, None, None], torch.arange(20) % 2
+    train, test = TensorDataset(*images), TensorDataset(*images)
+    train.classes = given
+    within = DataLoader(Subset(train, range(20)))
+    made = [from_datasets((train, test)), Data.of(train, test), Data.of(within, test)]
+    made.append(from_datasets((train, test), stream=True, workers=0))
+    assert [data.class_names for data in made] == [names] * 4
+    for data in made:  # runs of before go on
+        assert dataclasses.replace(data, class_names=()).fingerprint() == data.fingerprint()
+    assert Data.of(images, images).class_names == ()
+
+
+@pytest.mark.parametrize("given", [["cat"], "ab", [1, 2], None])
+def test_names_that_are_none_of_all_classes_are_refused(given):
+    images = torch.zeros(20, 1, 4, 4), torch.arange(20) % 2
+    with pytest.raises(DataError, match="class_names are texts, one for each class"):
+        dataclasses.replace(Data.from_tensors(images, images), class_names=given)
 
 
 def test_labels_of_a_stream_are_those_of_the_attribute_targets():

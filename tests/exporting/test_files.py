@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+from abcsearch.config import _named
 from abcsearch.data.split import Split
 from abcsearch.errors import ExportError
-from abcsearch.exporting import export, files, interchange, load, open_export
+from abcsearch.exporting import export, files, interchange, load, open_export, targets
+from abcsearch.models.registry import Constructor
 from abcsearch.rng import torch_seeded
 from abcsearch.training.loop import train
 from abcsearch.training.objectives import OUTPUTS
@@ -143,6 +146,80 @@ def test_an_export_says_what_it_was_told(tmp_path, kind):
         assert json.loads(extra["abcsearch.json"])["info"] == info
     with pytest.raises(ExportError, match="plain JSON values"):
         export(small(), tmp_path, example_input=example(1), format=kind, info={"x": torch.zeros(1)})
+
+
+class Deformed(nn.Module):
+    """Has an operation that torch does not know by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets, self.conv = nn.Conv2d(3, 18, 3), nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        offsets = self.offsets(x)
+        return torchvision.ops.deform_conv2d(x, offsets, self.conv.weight).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("links", "words"),
+    [
+        ([], "take a folder: abcsearch export RUN_DIR --format safetensors --out FOLDER"),
+        (["low_rank"], "take a folder: abcsearch export RUN_DIR --format safetensors"),
+        (
+            ["quantize"],
+            "a folder, of the network before int8: abcsearch export RUN_DIR --link 0 --out",
+        ),
+        (["low_rank", "sparsify", "quantize"], "of sparsify before int8: .* --link 2 --out FOLDER"),
+    ],
+)
+def test_a_folder_of_a_traced_network_alone_says_that_it_cannot_be_pruned(tmp_path, links, words):
+    """And which link before it can; not to write the same again."""
+    info = {"chain": [{"name": name} for name in links]}
+    made = export(small(), tmp_path, example_input=example(), format="pt2", info=info)
+    for given in (tmp_path, made.path):
+        with pytest.raises(ExportError, match=f"model.pt2 is a traced computation, .* {words}"):
+            _named("model", {"export": str(given)})
+    made.path.write_bytes(b"nothing that can be read")
+    with pytest.raises(
+        ExportError, match=r"model.pt2 is a traced computation, .* --format safetensors"
+    ):
+        load(tmp_path)
+    made.path.rename(tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match=r"model.onnx is a traced computation"):
+        load(tmp_path)
+
+
+USE = {
+    "onnx": "session.run(None, {session.get_inputs()[0].name: numpy.ones((2, 3, 16, 16), 'float32')})[0]",
+    **dict.fromkeys(
+        ("pt2", "safetensors", "compressed"),
+        "network(torch.ones(2, 3, 16, 16)).detach().numpy()",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [*((kind, None) for kind in targets.FORMATS), ("pt2", Deformed)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_what_is_said_to_load_it_does_in_a_process_that_knows_nothing_else(tmp_path, kind, network):
+    options = {"widths": [4, 6], "depths": [1, 1], "in_channels": 3}
+    built_by = {} if kind in FORMATS else {"constructor": "small_resnet", "options": options}
+    with torch_seeded(0, "init"):
+        model = (
+            network or (lambda: Constructor(name="small_resnet", options=options).build())
+        )().eval()
+    path = tmp_path / f"it's here{'' if built_by else f'.{kind}'}"
+    made = export(model, path, example_input=example(), format=kind, **built_by)
+    code = f"{made.how_to_load}\nimport numpy, torch; numpy.save('y.npy', {USE[kind]})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = model(torch.ones(2, 3, 16, 16)).detach().numpy()
+    assert np.abs(np.load(tmp_path / "y.npy") - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert load(made)(torch.ones(1, 3, 16, 16)).shape == expected[:1].shape
 
 
 def test_an_onnx_file_is_valid_whole_and_names_its_batch(tmp_path):

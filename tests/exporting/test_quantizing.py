@@ -85,11 +85,13 @@ def test_an_int8_network_is_a_smaller_file_that_computes_the_same(pruned, quanti
     found = load(made)
     with torch.inference_mode():
         assert torch.equal(found(data.test.images), quantised(data.test.images))
-    code = "import torch, torchao.quantization.pt2e; torch.export.load('int8.pt2').module()(torch.rand(3, 1, 8, 8))"
+    code = f"{made.how_to_load}; print(network(torch.rand(3, 1, 8, 8)).shape)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    again = export(found, tmp_path / "again.pt2", example_input=data.example)
+    assert again.needs == made.needs
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """Preparations: ours and one's own keep their contract, and those that do not are refused by name."""
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from abcsearch.budget import Budget
-from abcsearch.errors import AbcSearchError, ConfigError, PreparationError
-from abcsearch.preparation.base import Trainer, check_restored, run_preparation
+from abcsearch.errors import AbcSearchError, ConfigError, ModelError, PreparationError
+from abcsearch.preparation.base import Trainer, besides, check_restored, run_preparation
+from abcsearch.preparation.dmcp import Marking
 from abcsearch.preparation.registry import PREPARATIONS, make_preparation
 from abcsearch.runs.settings import SearchSettings
 from abcsearch.runs.task import Task
@@ -60,6 +64,51 @@ def test_who_does_not_keep_the_word_is_named(name, words):
     task = TestTwice().task()  # some change it
     with pytest.raises(AbcSearchError, match=words):
         run_preparation(make_preparation(f"{HERE}:{name}"), task, Trainer(task.data.train, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "knob"),
+    [
+        ("variational", {"prior": 1e-25}, "raise prior = 1e-25, or lower strength = 1.0"),
+        ("slimming", {"strength": 1e38, "step": "subgradient"}, "lower strength = 1e+38"),
+        ("autopruner", {"weight": 1e60}, "lower weight = 1e+60 or gate_lr = 0.02"),
+    ],
+)
+def test_where_a_penalty_is_why_a_loss_is_not_finite_it_is_named_as_well(task, name, options, knob):
+    preparation = make_preparation(name, recipe={**SHORT, "clip_norm": 1.0}, **options)
+    with pytest.raises(ModelError) as raised:
+        run_preparation(preparation, task, Trainer(task.data.train, 0))
+    ended = r"the training loss is (nan|inf) in epoch \d; lower lr = 0.05"
+    ended += r"|logits of gates are not finite after a step of the training; lower lr"
+    assert re.match(rf"preparation \w+: ({ended}), or {re.escape(knob)}$", str(raised.value))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_chains_that_are_not_finite_are_named_before_they_are_used(task, monkeypatch, last):
+    mark, steps = Marking._mark, []
+
+    def spoiled(lesson, *images):
+        mark(lesson, *images)
+        steps.append(images)
+        if lesson.progress > 0.7 or not last:
+            lesson._chains.steps.grad.fill_(float("nan"))
+
+    monkeypatch.setattr(Marking, "_mark", spoiled)
+    recipe = {**SHORT, "epochs": 4}
+    with pytest.raises(
+        ModelError, match=r"DMCP: chains are not finite .*; lower lr, or lower weight = 1\.0"
+    ):
+        run_preparation(make_preparation("dmcp", recipe=recipe), task, Trainer(task.data.train, 0))
+    assert (len(steps) > 1) == last
+
+
+@pytest.mark.parametrize("name", sorted(PREPARATIONS))
+def test_every_penalty_and_learning_rate_of_its_options_is_named_where_a_loss_is_not_finite(name):
+    preparation = make_preparation(name)
+    for option in dataclasses.fields(preparation.options):
+        knob = option.name in {"strength", "weight", "prior"} or option.name.endswith("_lr")
+        assert (f"{{{option.name}}}" in preparation.milder) == knob
+    assert besides(preparation).startswith(", or ") == bool(preparation.milder)
 
 
 def test_a_source_that_a_continued_run_would_not_get_is_refused(task):

@@ -2,7 +2,14 @@
 
 import pytest
 
+from abcsearch.budget import Budget
+from abcsearch.errors import PreparationError
+from abcsearch.models.resnet import SmallResNet
+from abcsearch.preparation.base import Trainer, run_preparation
 from abcsearch.preparation.registry import PREPARATIONS, make_preparation
+from abcsearch.preparation.structures import INSIDE
+from abcsearch.runs.settings import SearchSettings, SpaceOptions
+from abcsearch.runs.task import Task
 from abcsearch.testing import PreparationContract
 
 SHORT = {"epochs": 2, "batch_size": 16, "lr": 0.05, "device": "cpu"}
@@ -44,3 +51,22 @@ class TestBuiltIn(PreparationContract):
 
 def test_none_is_left_out():
     assert {name for name, _ in KINDS} == set(PREPARATIONS)
+
+
+@pytest.mark.parametrize("name", sorted(PREPARATIONS))
+def test_where_its_structure_is_outside_of_the_budget_it_says_so(name):
+    """Whole blocks have to go, and most preparations keep all of them."""
+    space = SpaceOptions(lowest=0.6, levels=("filter", "stage", "block"))
+    model = SmallResNet(in_channels=1, classes=2, widths=(4, 6), depths=(2, 2))
+    settings = SearchSettings(budget=Budget(macs=0.25), n_trials=1, space=space)
+    task = Task.of(model.eval(), PreparationContract().data(), settings)
+    preparation = make_preparation(name, recipe=SHORT)
+    if name == "iterate":
+        with pytest.raises(PreparationError, match="keeps all blocks"):
+            preparation.check(task)
+        return
+    preparation.check(task)
+    made = run_preparation(preparation, task, Trainer(task.data.train, 0))
+    inside = any(map(task.constraint.allows, made.starts))
+    assert made.facts.get(INSIDE, True) == inside
+    assert inside == (name in {"dmcp", "tas"})

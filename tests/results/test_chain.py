@@ -1,6 +1,7 @@
 """Chains of transforms: every link loads back bit for bit in every format, and orders that lose are refused."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -28,12 +29,12 @@ from abcsearch import (
 )
 from abcsearch.cli import app
 from abcsearch.config import parse_config, read_config
-from abcsearch.errors import ConfigError, ModelError, RunError
+from abcsearch.errors import ConfigError, ExportError, ModelError, RunError
 from abcsearch.models.registry import Constructor
 from abcsearch.results.chained import known_chain, run_chain
 from abcsearch.results.exports import export_run
 from abcsearch.results.finetuning import finetune_run
-from abcsearch.results.links import read_chain
+from abcsearch.results.links import read_chain, write_chain
 from abcsearch.results.open_run import open_run
 from abcsearch.results.report import make_report
 from abcsearch.runs.config_run import run_config
@@ -229,6 +230,28 @@ def test_int8_ends_a_chain(trained, tmp_path, monkeypatch):
     assert torch.equal(load(made)(x), network(x))
 
 
+def test_why_onnxruntime_has_no_time_of_a_link_is_kept_and_said(trained, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    quick(monkeypatch, onnx=True)
+
+    def refused(network, path, **options):
+        raise ExportError(f"{path} cannot be: of {len(list(network.parameters()))} tensors")
+
+    monkeypatch.setattr("abcsearch.results.chain_costs.export", refused)
+    chain = chained(trained, [{"name": "sparsify", "sparsity": 0.5}], tmp_path / "chain")
+    assert {time.runtime for time in chain.times} == {"torch"}
+    assert chain.lines()[-1].startswith("no time by onnxruntime of start: 0.onnx cannot be: of ")
+    assert sum("no time by" in line for line in chain.lines()) == 1
+    assert read_chain(tmp_path / "chain") == chain
+    before = dataclasses.replace(
+        chain, untimed=()
+    )  # of a chain whose links have all times, or of earlier versions
+    write_chain(before)
+    assert "untimed" not in (tmp_path / "chain" / "chain.json").read_text()
+    assert read_chain(tmp_path / "chain") == before
+    assert not any("onnxruntime" in line for line in before.lines())
+
+
 ORDERS = [
     (["quantize", "low_rank"], "traced computation without weights"),
     (["quantize", "sparsify"], "'sparsify' loses after 'quantize'"),
@@ -389,6 +412,74 @@ def searched(tmp_path_factory):
     (path / "chain.toml").write_text(CONFIG)
     run_config(read_config(path / "chain.toml"), path / "run")
     return path
+
+
+@pytest.mark.parametrize(
+    ("method", "ranks", "words"),
+    [
+        ("spatial", 300, "from 1 to 24, found 300; set at most 24, or, for all layers, a share"),
+        ("output", 9, "from 1 to 8, found 9; set at most 8, or"),
+        ("tucker", [9, 8], r"from 1 to 8 and 1 to 8, found \(9, 8\); set at most 8 and 8, or"),
+        ("tucker", [8], r"found \(8,\)"),
+        ("spatial", 0, "found 0"),
+        ("spatial", True, "found True"),
+    ],
+)
+def test_ranks_that_no_pruned_network_can_have_are_refused_before_the_search(
+    tmp_path, method, ranks, words
+):
+    link = {"name": "low_rank", "method": method, "ranks": {"stages.0.0.conv1": ranks}}
+    changed = f"transform = {tomlish([link])}"
+    config = read_config(written(tmp_path, CONFIG[: CONFIG.index("transform")] + changed))
+    with pytest.raises(ModelError, match=f"'low_rank': the rank of stages.0.0.conv1 .* {words}"):
+        run_config(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_the_pruned_network_cannot_have_say_that_what_is_fine_tuned_stays(
+    searched, tmp_path
+):
+    """And what is said to be done works."""
+    path = tmp_path / "run"
+    shutil.copytree(searched / "run", path)
+    finetune_run(open_run(path))
+    link = {"name": "low_rank", "ranks": {"stages.0.0.conv1": 24}}
+    text = CONFIG[: CONFIG.index("transform")]
+    config = written(tmp_path, text + f"transform = {tomlish([link])}")
+    again = ("search", str(config), "--run-dir", str(path))
+    assert CliRunner().invoke(app, again).exit_code == 0
+    refused = CliRunner().invoke(app, ["finetune", str(path)])
+    assert refused.exit_code == 2
+    said = " ".join(refused.output.split())
+    most = re.search(r"set at most (\d+), or, for all layers, a share", said)
+    way_on = f"abcsearch search CONFIG --run-dir {path}, and abcsearch finetune {path}"
+    assert (
+        f"trials and what is fine-tuned stay: change transform in the config, then {way_on}" in said
+    )
+    before = {file: file.stat().st_mtime_ns for file in (path / "finetuned").glob("*.safetensors")}
+    assert before
+    link["ranks"] = {"stages.0.0.conv1": int(most[1])}
+    written(tmp_path, text + f"transform = {tomlish([link])}")
+    for words in (again, ("finetune", str(path))):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def written(folder, text):
+    (folder / "chain.toml").write_text(text)
+    return folder / "chain.toml"
+
+
+def tomlish(value):
+    """Plain values as TOML has them inline."""
+    if isinstance(value, dict):
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {tomlish(each)}" for key, each in value.items())
+            + "}"
+        )
+    return f"[{', '.join(map(tomlish, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
 @pytest.mark.usefixtures("no_pictures")

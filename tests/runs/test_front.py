@@ -10,7 +10,7 @@ from abcsearch import Budget, FrontResult, resume, search
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.source import Sliced
 from abcsearch.config import parse_run, read_config, read_run
-from abcsearch.errors import BudgetError, ConfigError, RunError, TrustError
+from abcsearch.errors import BudgetError, ConfigError, ModelError, RunError, TrustError
 from abcsearch.planning.dry_run import rehearse_front
 from abcsearch.preparation.registry import PREPARATIONS
 from abcsearch.runs.config_run import run_front_config
@@ -287,6 +287,30 @@ def test_a_configured_front_trains_its_network_once(config_text, tmp_path):
     (tmp_path / "run" / "budgets" / "2-macs-0.4" / "run.json").unlink()
     with pytest.warns(UserWarning, match="run.json is missing: made again from the config"):
         assert outcomes(resume(tmp_path / "run")) == outcomes(found)
+
+
+def test_after_a_preparation_that_failed_a_front_goes_on_with_other_settings(config_text, tmp_path):
+    options = {"strength": 0.05, "recipe": {"epochs": 1, "batch_size": 256, "lr": 1e20}}
+    front = read_run(config_text, ["baselines=[]", "n_trials=2"])
+    bad, good = (
+        replace_prepare(front, {**options, "recipe": {**options["recipe"], "lr": lr}})
+        for lr in (1e20, 0.02)
+    )
+    with pytest.raises(ModelError, match="lower lr"):
+        run_front_config(bad, tmp_path / "run")
+    base = next((tmp_path / "run").rglob("base.safetensors"))
+    weights = base.read_bytes()
+    run_front_config(good, tmp_path / "run")
+    assert base.read_bytes() == weights
+    with pytest.raises(
+        RunError, match=r"another front: prepare\.options\.recipe\.lr: 0\.02 in the folder"
+    ):
+        run_front_config(bad, tmp_path / "run")
+
+
+def replace_prepare(front, options):
+    prepare = Part(name="slimming", options=options)
+    return dataclasses.replace(front, settings=dataclasses.replace(front.settings, prepare=prepare))
 
 
 def test_configs_say_budget_or_budgets(tmp_path, config_text):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from abcsearch.config import parse_config, read_config
 from abcsearch.errors import ConfigError, ModelError, PreparationError, RunError
 from abcsearch.planning.dry_run import rehearse
 from abcsearch.preparation.registry import make_preparation
+from abcsearch.preparation.structures import INSIDE
 from abcsearch.results.open_run import open_run, open_so_far
 from abcsearch.results.prepared_facts import fact_text
 from abcsearch.runs.config_run import run_config
@@ -156,6 +158,25 @@ def test_who_watches_sees_the_epochs(made, tmp_path, monkeypatch):
     for epoch, output in zip((1, 2, 3), seen[1:], strict=True):
         assert f"running now: preparing: slimming, epoch {epoch} of 3" in output
     assert "preparing: slimming: 2/3, loss" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_structure_outside_of_the_budget_is_warned_of_once(made, tmp_path):
+    """Blocks have to go, and one threshold for all channels keeps them."""
+    outside = config(
+        *("model.widths=[4, 6, 8]", "model.depths=[2, 2, 2]", "budget.macs=0.2", "n_trials=1"),
+        *("space.lowest=0.6", 'space.levels=["filter", "stage", "block"]', "baselines=[]"),
+        *("prepare.recipe.epochs=1", "pretrain.epochs=1"),
+        made=made,
+    )
+    words = r"preparation slimming: its structure is outside of the budget \(macs [\d,]+, not at most [\d,]+\): .*"
+    with pytest.warns(UserWarning, match=words + r"space\.lowest"):
+        run_config(outside, tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert len(re.findall("warning: " + words, log)) == 1
+    assert json.loads((tmp_path / "run" / "prepared.json").read_text())["facts"][INSIDE] is False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_config(outside, tmp_path / "run")
 
 
 # -- stopped, and gone on with
@@ -525,12 +546,72 @@ def test_status_says_that_a_preparation_has_failed(made, tmp_path, monkeypatch):
         raise ValueError("no such thing")
 
     monkeypatch.setattr("abcsearch.preparation.slimming.Slimming.prepare", failing)
+    folder = tmp_path / "run"
     with pytest.raises(PreparationError, match="no such thing"):
-        run_config(config(made=made), tmp_path / "run")
-    assert (
-        "stopped while preparing: slimming; continue with:"
-        in call("status", tmp_path / "run").output
+        run_config(config(made=made), folder)
+    why = "preparing failed: preparation Slimming failed: ValueError: no such thing"
+    said = call("status", folder).output
+    assert f"not running, {why}; change [prepare] and search into this folder again" in said
+    assert f"or, if something else was wrong, continue with: abcsearch resume {folder}" in said
+    assert f" {why}\n" in (folder / "log.txt").read_text()
+    assert json.loads(call("status", folder, "--json").output)["preparing"] == why
+    with RunFolder(folder).locked():  # as while the network is read that is prepared again
+        assert call("status", folder).output.rstrip().endswith("running now")
+
+
+def diverging(made):
+    return config("prepare.recipe.lr=1e20", "n_trials=1", "baselines=[]", made=made)
+
+
+def test_after_a_loss_that_is_not_finite_other_settings_go_on_in_the_same_folder(made, tmp_path):
+    """From the network that was trained before, to what a folder of its own would hold; from 2 epochs likewise."""
+    folder, milder = tmp_path / "run", config("n_trials=1", "baselines=[]", made=made)
+    with pytest.raises(ModelError, match=r"lower lr"):
+        run_config(diverging(made), folder)
+    base = (folder / "base.safetensors").read_bytes()
+    with pytest.raises(KeyboardInterrupt):  # half of other settings, whose checkpoint stays
+        run_config(
+            config("prepare.strength=0.1", "n_trials=1", "baselines=[]", made=made),
+            folder,
+            progress=Stopping(),
+        )
+    assert len(list(folder.glob("prepared-*.checkpoint"))) == 1
+    run_config(milder, folder)
+    run_config(milder, tmp_path / "alone")
+    assert (folder / "base.safetensors").read_bytes() == base
+    assert not list(folder.glob("prepared-*.checkpoint"))
+    weights = [(at / "prepared.safetensors").read_bytes() for at in (folder, tmp_path / "alone")]
+    assert weights[0] == weights[1]
+    assert trials(folder) == trials(tmp_path / "alone")
+    settings = RunFolder(folder).header()["settings"]
+    assert settings["prepare"]["options"]["recipe"]["lr"] == 0.05
+    assert call("resume", folder).exit_code == 0
+
+
+def test_other_settings_than_of_prepare_are_refused_as_ever_after_it_failed(made, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ModelError):
+        run_config(diverging(made), folder)
+    with pytest.raises(RunError, match=r"different run: seed: 1 in the folder, 2 now; prepare"):
+        run_config(config("seed=2", made=made), folder)
+
+
+def test_what_is_refused_once_it_is_prepared_names_the_network_that_can_be_taken(
+    run, made, tmp_path
+):
+    """Which has to be what is said: a config that names it has the same network."""
+    with pytest.raises(RunError, match="Choose another folder, or delete this one") as raised:
+        run_config(config("prepare.strength=0.1", made=made), run)
+    line = re.search(r"checkpoint = (\S+) in \[model\], without \[pretrain\]", str(raised.value))
+    (tmp_path / "again.toml").write_text(
+        CONFIG.replace("pretrain = {epochs = 1, batch_size = 256}\n", "").replace(
+            "[4, 6],", f"[4, 6], checkpoint = {line[1]},"
+        )
     )
+    changes = ("prepare.strength=0.1", "n_trials=1", "baselines=[]")
+    again = read_config(tmp_path / "again.toml", changes)
+    result = run_config(again, tmp_path / "other")
+    assert network_hash(result.task.base) == network_hash(open_run(run).result.task.base)
 
 
 def test_a_rehearsal_names_preparation_and_baselines(made, tmp_path):

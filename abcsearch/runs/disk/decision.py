@@ -117,7 +117,9 @@ class Decision:
             for number, time in self.times.items()
             if number not in self.among
         ]
-        text = f"the best {plural(len(self.times), 'trial')} measured in turns with the full network ({self.where}): "
+        count = len(self.times)
+        best = "best trial" if count == 1 else f"best {count} trials"
+        text = f"the {best} measured in turns with the full network ({self.where}): "
         text += f"trial {self.winner.number} takes {own.share:.3f} of its time, "
         text += f"{own.share * own.full_ms:.3g} ms of {own.full_ms:.3g} ms"
         return text + (f"; outside of the budget: {', '.join(outside)}" if outside else "")
@@ -126,6 +128,10 @@ class Decision:
     def _scored_words(self) -> str:
         """How sure it is by full scores, in words."""
         count, alike = len(self.among), len(self.alike)
+        if count == 1:
+            several = any(number not in self.among for number in self.times)
+            inside = " of those inside of the budget" if several else ""
+            return f"trial {self.winner.number} is the only one{inside} that was scored in full"
         scored = f"the best {plural(count, 'trial')} scored in full"
         if alike <= 1 and ERROR not in self.winner.evaluation.metrics:
             return f"{scored}: trial {self.winner.number} is ahead; by how much chance would put one ahead is not known"

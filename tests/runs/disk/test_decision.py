@@ -138,6 +138,22 @@ def test_of_a_metric_of_a_whole_data_set_nobody_knows_what_is_noise():
     assert "standard error" not in words
 
 
+@pytest.mark.parametrize("metrics", [{"standard_error": 0.01}, {"images": 200.0}])
+@pytest.mark.parametrize("times", [(), (0,), (0, 2)])
+def test_one_trial_alone_is_not_said_to_be_better_than_others(metrics, times):
+    decision = Decision(
+        winner=Trial(0, (1,), Evaluation(fitness=0.5, metrics=metrics)),
+        among=(0,),
+        alike=(0,),
+        times={number: Timed(share=0.5, full_ms=2.0) for number in times},
+        where="torch",
+    )
+    assert decision.words.startswith("trial 0 is the only one ")
+    assert ("inside of the budget that was scored" in decision.words) == (len(times) > 1)
+    for word in ("wins", "ahead", "difference", "told apart", "1 trial"):
+        assert word not in decision.words
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
