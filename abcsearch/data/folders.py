@@ -182,7 +182,7 @@ def image_folder(  # noqa: PLR0913 - options of a config
     scale = scale_of(mean, std, usual)
     others = _splits(path, validation)
     folders = _folders(path, others)
-    names = {"class_names": folders[0].names}
+    names: dict[str, Any] = {"class_names": folders[0].names}
     train, test, *held = (
         Stream(
             source=folder, labels=folder.labels, evaluation=transform, scale=scale, workers=workers

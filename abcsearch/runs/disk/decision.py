@@ -118,7 +118,7 @@ class Decision:
             if number not in self.among
         ]
         count = len(self.times)
-        best = "best trial" if count == 1 else f"best {count} trials"
+        best = "best trial" if count == 1 else f"best {plural(count, 'trial')}"
         text = f"the {best} measured in turns with the full network ({self.where}): "
         text += f"trial {self.winner.number} takes {own.share:.3f} of its time, "
         text += f"{own.share * own.full_ms:.3g} ms of {own.full_ms:.3g} ms"
