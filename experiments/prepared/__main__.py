@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.errors import AbcSearchError, ConfigError, unknown_name
 from experiments.survey import __main__ as survey
-from experiments.survey.measuring import Job, measured
+from experiments.survey.measuring import Job
 from experiments.survey.methods import KINDS, Method
 from experiments.survey.results import Results, decided
 from experiments.tables import cell, into_page
@@ -148,12 +148,7 @@ def _measure(arguments: argparse.Namespace, results: Results) -> None:
         for budget in arguments.budgets
         for name in names
     ]
-    due = results.missing(jobs)
-    for number, job in enumerate(due, 1):
-        row = measured(job)
-        results.add(row)
-        said = row.get("skipped") or f"{100 * row['before']:.1f} -> {100 * row['after']:.1f} %"
-        sys.stderr.write(f"{number}/{len(due)} {job.name}: {said}\n")
+    survey.run_missing(results, jobs)
 
 
 def main() -> None:

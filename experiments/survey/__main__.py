@@ -67,7 +67,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(results: Results, jobs: list[Job]) -> None:
+def run_missing(results: Results, jobs: list[Job]) -> None:
     """Runs the jobs that are missing, one after the other."""
     due = results.missing(jobs)
     for number, job in enumerate(due, 1):
@@ -94,7 +94,7 @@ def _measure(arguments: argparse.Namespace, results: Results) -> None:
     """Runs what is asked for."""
     results.begin(decided(HERE / f"{arguments.network}.toml", arguments.set), anew=arguments.anew)
     names = arguments.only or [method.name for method in METHODS]
-    _run(results, _jobs(arguments, names, arguments.budgets, arguments.seeds))
+    run_missing(results, _jobs(arguments, names, arguments.budgets, arguments.seeds))
     if arguments.controls:
         for budget in arguments.budgets:
             controls = [
@@ -102,7 +102,7 @@ def _measure(arguments: argparse.Namespace, results: Results) -> None:
                 for name in best_three(results.rows, budget)
                 for control in CONTROLS
             ]
-            _run(results, _jobs(arguments, controls, [budget], arguments.seeds))
+            run_missing(results, _jobs(arguments, controls, [budget], arguments.seeds))
     if arguments.times:
         check_onnx()
         _times(arguments, results)

@@ -44,7 +44,7 @@ def test_rows_are_kept_and_the_table_is_drawn_again(call, tmp_path, capsys, monk
     call(*wanted)
     rows = json.loads((tmp_path / "digits.json").read_text())["rows"]
     assert [row["epochs"] for row in rows] == [[0, 4], [3, 1]]
-    monkeypatch.setattr(prepared, "measured", None)  # nothing is run again
+    monkeypatch.setattr(survey, "measured", None)  # nothing is run again
     call(*wanted)
     capsys.readouterr()
     call("--redraw")
