@@ -26,7 +26,10 @@ _COMMAND = re.compile(r"abcsearch [a-z]+ |chmod \d+ |--run-dir ")
 _CUT = re.compile(r"(abcsearch [a-z]+|chmod \d+|--run-dir) (\{.*|%s.*)?$")
 _QUOTING = {"quoted", "shlex.quote", "shlex.join", "finetune_command"}
 _NUMBERS = {"now", "sound", "self._loss"}  # of --n-trials, --until and --loss
-_WORDS = {"known"}  # of `list`: the kinds, names of our own
+_WORDS = {
+    "known",
+    "options",
+}  # of `list`: the kinds, names of our own; options with numbers of our own
 
 
 def bare(text, value):

@@ -91,13 +91,13 @@ def _no_plan(folder: Path) -> str:
         return f"{folder} is not an export: {PLAN} is missing; write one with: abcsearch export RUN_DIR"
     file = traced[0]
     names = _links_in(file) if file.suffix.lower() == ".pt2" else []
-    how, what = "--format safetensors", ""
+    options, what = "--format safetensors", ""
     if names[-1:] == ["quantize"]:
-        how = f"--link {len(names) - 1}"
+        options = f"--link {len(names) - 1}"
         what = f", of {names[-2] if names[1:] else 'the network'} before int8"
     return (
         f"{folder} has no {PLAN}: {file.name} is a traced computation, which abcsearch.load({str(file)!r}) reads and which "
-        f"cannot be trained or pruned again; take a folder{what}: abcsearch export RUN_DIR {how} --out FOLDER"
+        f"cannot be trained or pruned again; take a folder{what}: abcsearch export RUN_DIR {options} --out FOLDER"
     )
 
 

@@ -88,10 +88,10 @@ def _way_on(run: FinishedRun) -> Iterator[None]:
     try:
         yield
     except (ConfigError, ModelError) as error:
-        path = quoted(run.folder.path)
+        path = run.folder.path
         raise type(error)(
             f"{error}; trials and what is fine-tuned stay: change transform in the config, then "
-            f"abcsearch search CONFIG --run-dir {path}, and abcsearch finetune {path}"
+            f"abcsearch search CONFIG --run-dir {quoted(path)}, and abcsearch finetune {quoted(path)}"
         ) from error
 
 
