@@ -202,11 +202,15 @@ def superresolution_folder(
         )
     share = 0.1 if validation is None else validation
     stay, out = held_out(torch.arange(len(train)), share, seed, objective=_OBJECTIVE)
-    splits = {
-        "train": _split([train[i] for i in stay]),
-        "validation": _split([train[i] for i in out]),
-    }
-    return Data(name=name, **splits, test=test, seed=seed, objective=_OBJECTIVE, held_out=True)
+    return Data(
+        name=name,
+        train=_split([train[i] for i in stay]),
+        validation=_split([train[i] for i in out]),
+        test=test,
+        seed=seed,
+        objective=_OBJECTIVE,
+        held_out=True,
+    )
 
 
 def _pairs(folder: Path, cut: Cut) -> list[Pairs]:

@@ -104,4 +104,12 @@ def byte_data(
         split: Split(from_rows(scale.apply(images)), labels, scale)
         for split, (images, labels) in pairs.items()
     }
-    return Data(name=name, **splits, seed=how.seed, objective=how.objective, held_out=held is None)
+    return Data(
+        name=name,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        seed=how.seed,
+        objective=how.objective,
+        held_out=held is None,
+    )
