@@ -212,12 +212,9 @@ def _written(home: Home) -> ast.ClassDef | ast.FunctionDef:
 
 def _tree(module: str) -> ast.Module:
     """Returns the source of a module of this package."""
-    path = Path(__file__).parent.joinpath(
-        *module.split(".")[1:]
-    )  # `find_spec` would import what is above it
-    return ast.parse(
-        (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()
-    )
+    # `find_spec` would import what is above it
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    return ast.parse(path.with_suffix(".py").read_bytes())
 
 
 def _definition(statements: Iterable[ast.stmt], name: str) -> ast.ClassDef | ast.FunctionDef:

@@ -146,10 +146,7 @@ def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
         for target in plan_of(graph).targets
         if len(target.sums) == 1 and target.name not in graph.bare
     }
-    users: dict[int, list[str]] = {}
-    for path, module in modules.items():
-        for tensor in module._parameters.values():
-            users.setdefault(id(tensor), []).append(path)
+    users = users_of(modules)
     makes = {
         (m.parameter, m.axis) for group in graph.prunable for m in group.members if not m.reads
     }
@@ -164,6 +161,15 @@ def readers_of(model: nn.Module, graph: ChannelGraph) -> tuple[Reader, ...]:
     return tuple(
         sorted((r for r in readers if (r.weight, r.axis) not in makes), key=lambda r: order[r.path])
     )
+
+
+def users_of(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:
+    """Returns by the id of every parameter the paths of the modules that have it: several, where it is shared."""
+    users: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for tensor in module._parameters.values():
+            users.setdefault(id(tensor), []).append(path)
+    return users
 
 
 def _fits(layer: nn.Module) -> bool:

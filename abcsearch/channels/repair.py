@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 
-from abcsearch.channels.moments import LESS, reader_moments, readers_of
+from abcsearch.channels.moments import LESS, reader_moments, readers_of, users_of
 from abcsearch.channels.outline import outlined, parts_of
 from abcsearch.channels.sequential import fit_in_turn, goals_of
 from abcsearch.channels.slicing import fill
@@ -302,10 +302,7 @@ def left_alone(model: nn.Module, graph: ChannelGraph, fitted: set[str]) -> dict[
     """
     modules, tensors = parts_of(model, graph)
     readers = {reader.weight: reader.path for reader in readers_of(model, graph)}
-    users: dict[int, list[str]] = {}
-    for path, module in modules.items():
-        for tensor in module._parameters.values():
-            users.setdefault(id(tensor), []).append(path)
+    users = users_of(modules)
     members = [member for group in graph.prunable for member in group.members]
     makes = {(member.parameter, member.axis) for member in members if not member.reads}
     reasons: dict[str, str] = {}

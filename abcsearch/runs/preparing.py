@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
 import zlib
@@ -34,7 +35,7 @@ from abcsearch.training.begun import losses_so_far
 from abcsearch.training.checkpoints import network_hash, tensors_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import torch
@@ -117,7 +118,8 @@ def prepared(
     if preparation is None:
         return task
     if not (folder.path / RECORD).exists():
-        _prepared_now(folder, settings, task, preparation, progress)
+        with _why_it_failed(folder):
+            _prepare_into(folder, settings, task, preparation, progress)
     ready = opened(folder, settings, task, preparation)
     if settings.searcher.name == "given" and not (
         ready.starts or settings.searcher.options.get("initial")
@@ -128,16 +130,11 @@ def prepared(
     return ready
 
 
-def _prepared_now(
-    folder: RunFolder,
-    settings: SearchSettings,
-    task: Task,
-    preparation: Preparation,
-    progress: Progress,
-) -> None:
-    """Prepares; why it cannot be is in the log then, and in what status shows."""
+@contextlib.contextmanager
+def _why_it_failed(folder: RunFolder) -> Iterator[None]:
+    """Keeps in the log, and in what status shows, why a block could not prepare."""
     try:
-        _prepare_into(folder, settings, task, preparation, progress)
+        yield
     except (
         RunError
     ):  # a worker that was lost, or the folder itself: it goes on where it was stopped
