@@ -12,7 +12,7 @@ THREADS := OMP_NUM_THREADS=1
 WAITING := OMP_WAIT_POLICY=passive
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-alpha bench-checkpoints bench-chain bench-cifar10 bench-controls bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-latency bench-old-runs bench-packages bench-peers bench-prepared bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
+.PHONY: help demo demo-detection demo-superresolution test lint types layers docs tests notebooks test-faults test-zoo survey-table bench-alpha bench-checkpoints bench-chain bench-cifar10 bench-controls bench-criteria bench-depth bench-digits bench-evaluation bench-fitness bench-gpu bench-latency bench-latency-winners bench-old-runs bench-packages bench-peers bench-prepared bench-racing bench-scaling bench-searchers bench-slicing bench-wide bench-widths bench-zoo clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -140,6 +140,9 @@ bench-gpu: $(VENV)/.installed-dev $(VENV)/.installed-bench ## what only a GPU sh
 
 bench-latency: $(VENV)/.installed-bench ## how well forward time is predicted, by network, runtime and batch (an hour; what there is, is not measured again); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.latency $(ARGS)
+
+bench-latency-winners: $(VENV)/.installed-bench ## whether winners of searches for half the time measure inside: the table of what is measured; ARGS="--seeds 0 1 2" measures (half an hour), ARGS=--help for options
+	@$(THREADS) $(BIN)/python -m experiments.benchmarks.latency_winners $(or $(ARGS),--only-table)
 
 bench-old-runs: $(VENV)/.installed ## how soon a run of 200 000 trials is looked at and goes on (3 minutes); ARGS=--help for options
 	@$(THREADS) $(BIN)/python -m experiments.benchmarks.old_runs $(ARGS)

@@ -1,5 +1,6 @@
 """Intervals of accuracies and their differences: against their formulas' own sources, and against draws."""
 
+import functools
 import json
 import math
 
@@ -144,9 +145,15 @@ def test_a_difference_is_told_apart_only_beside_zero():
     )
 
 
+@functools.cache
+def all_draws(images):
+    """The draws of so many images: the same for all values, and slow to draw anew."""
+    return list(draws_of(images))
+
+
 def drawn(values):
     """What fine-tuning keeps of a metric that is a mean of images."""
-    draws = [mean_of(values, counts) for counts in draws_of(len(values))]
+    draws = [mean_of(values, counts) for counts in all_draws(len(values))]
     return {"resampled": {"psnr": packed_draws(np.concatenate(draws), len(values))}}
 
 
@@ -157,9 +164,10 @@ def test_intervals_by_draws_hold_the_truth_as_often_as_they_say():
         common = stream.gamma(2.0, 2.0, images)  # how hard images are: the same for both networks
         first, second = (common + stream.normal(0, 0.5, images) + up for up in (0.3, 0.0))
         value, other = float(first.mean()), float(second.mean())
-        low, high = ends_of("psnr", value, images, drawn(first)["resampled"])
+        mine, its = drawn(first), drawn(second)
+        low, high = ends_of("psnr", value, images, mine["resampled"])
         kept[0] += low <= 4.3 <= high
-        one = difference("psnr", ("a", value, drawn(first)), ("b", other, drawn(second)), images)
+        one = difference("psnr", ("a", value, mine), ("b", other, its), images)
         assert one.paired
         kept[1] += one.low <= 0.3 <= one.high
         apart += one.told_apart

@@ -1,0 +1,152 @@
+"""Is the winner of a search for half the time inside half the time, measured again?
+
+    make bench-latency-winners                           # the table of what there is, then what is missing
+    python -m experiments.benchmarks.latency_winners [--models resnet20 ...] [--runtimes torch onnxruntime]
+        [--batches 1 64] [--seeds 0 1 2] [--trials 60] [--repeats 20] [--out FILE] [--only-table]
+
+For every network, runtime, batch and seed: a whole search with `latency_ms = 0.5`, as users start it, whose best five
+are measured before one wins. Then the winner is measured again, in turns with the full network, by a call of its own.
+Fitness is made up, since time does not depend on it: a weight for every layer, drawn with the seed, times the square
+root of what is kept of it. Networks are untrained. One thread. Every line of FILE is one search: a stopped call goes
+on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from abcsearch import Budget, Data, Split, search, trace_channels
+from abcsearch.channels.latency import LatencyOptions, measured_structures
+from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.models.registry import INPUT_SHAPES, Constructor
+from abcsearch.rng import numpy_stream
+from experiments.benchmarks.latency import BATCHES, MODELS, RUNTIMES
+from experiments.processes import at_least_one
+from experiments.tables import check_onnx, processors, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from abcsearch.channels.graph import ChannelGraph
+
+SHARE = 0.5
+OUT = Path("experiments/benchmarks/latency_winners.jsonl")
+_KEY = ("network", "runtime", "batch", "seed")
+_HEAD = (
+    "network", "runtime", "batch", "searches", "a winner", "median", "at most 0.5", "at most 0.51", "largest",
+)  # fmt: skip
+
+
+def made_up_fitness(graph: ChannelGraph, seed: int) -> Callable[[Sequence[int], int], float]:
+    """Returns a function (candidate, seed) -> fitness that prefers other layers with every seed."""
+    channels = np.array([group.channels for group in graph.prunable])
+    weights = numpy_stream(seed, "bench-latency-winners").random(len(channels))
+
+    def fitness(candidate: Sequence[int], seed: int) -> float:
+        del seed
+        return float(weights @ np.sqrt(np.array(candidate) / channels))
+
+    return fitness
+
+
+def random_data(shape: Sequence[int]) -> Data:
+    """Returns a few random images in every split: what a network takes does not depend on what they show."""
+    images = torch.randn(20, *shape, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.arange(20) % 10)
+    return Data(name="random", train=split, validation=split, test=split)
+
+
+def winner(
+    name: str, options: LatencyOptions, seed: int, trials: int, folder: Path
+) -> dict[str, Any]:
+    """Returns what is measured of the winner of one search."""
+    model, data = Constructor(name=name).build().eval(), random_data(INPUT_SHAPES[name])
+    graph = trace_channels(model, data.example)
+    line: dict[str, Any] = {
+        "network": name, "runtime": options.runtime, "batch": options.batch, "seed": seed, "trials": trials
+    }  # fmt: skip
+    try:
+        best = search(
+            model,
+            data,
+            budget=Budget(latency_ms=SHARE),
+            n_trials=trials,
+            run_dir=folder,
+            evaluator=made_up_fitness(graph, seed),
+            seed=seed,
+            latency=options,
+        ).best
+    except RunError as error:  # none of the best is inside: there is no winner
+        return line | {"none": str(error), "share": None}
+    structure = np.array([best.candidate])
+    again = measured_structures(model, graph, data.example, structure, options)
+    return line | {"candidate": list(best.candidate), "share": float(again.shares[0])}
+
+
+def cells(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a row of the table: all searches of one network, runtime and batch."""
+    first = lines[0]
+    shares = np.array([line["share"] for line in lines if line["share"] is not None])
+    head = [first["network"], first["runtime"], str(first["batch"]), str(len(lines))]
+    if not len(shares):
+        return [*head, "0", "", "", "", ""]
+    return [
+        *head, str(len(shares)), f"{np.median(shares):.3f}", str(np.sum(shares <= SHARE)),
+        str(np.sum(shares <= 1.02 * SHARE)), f"{shares.max():.3f}",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Measures what the file lacks, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=sorted(INPUT_SHAPES), default=list(MODELS))
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES))
+    parser.add_argument("--batches", type=at_least_one, nargs="+", default=list(BATCHES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--trials", type=at_least_one, default=60)
+    parser.add_argument("--repeats", type=at_least_one, default=20, help="turns")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--only-table", action="store_true", help="measures nothing")
+    arguments = parser.parse_args()
+    there = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    lines = [json.loads(line) for line in there]
+    known = {tuple(line[key] for key in _KEY) for line in lines}
+    wanted = [] if arguments.only_table else [
+        (m, r, b, s) for s in arguments.seeds for m in arguments.models
+        for r in arguments.runtimes for b in arguments.batches
+    ]  # fmt: skip
+    try:
+        if set(wanted) - known:
+            check_onnx()
+        for key in wanted:
+            if key in known:
+                continue
+            name, runtime, batch, seed = key
+            options = LatencyOptions(runtime=runtime, batch=batch, repeats=arguments.repeats)
+            with tempfile.TemporaryDirectory() as folder:
+                lines.append(winner(name, options, seed, arguments.trials, Path(folder, "run")))
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+    except AbcSearchError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write("| " + " | ".join(_HEAD) + " |\n|" + " --- |" * len(_HEAD) + "\n")
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        rows.setdefault(tuple(line[key] for key in _KEY[:3]), []).append(line)
+    for row in rows.values():
+        sys.stdout.write("| " + " | ".join(cells(row)) + " |\n")
+    sys.stdout.write(f"\n{processors()}, one thread; {versions('torch', 'onnxruntime')}.\n")
+
+
+if __name__ == "__main__":
+    main()
