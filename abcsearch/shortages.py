@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_SIZES = Path("/proc/self/statm")  # in pages, the first is the address space
 
 _ERRNOS = {
     errno.ENOMEM: "memory",
@@ -131,11 +132,11 @@ def check_memory(wanted: int, what: str, instead: str) -> None:
 
 
 def free_memory() -> int | None:
-    """Returns the bytes of main memory that a process can still have: of the machine, and of its container's limit.
+    """Returns the bytes of main memory that a process can still have: of the machine, of its container, of `ulimit -v`.
 
     None where the system does not say.
     """
-    free = _container()
+    free = _container() + _address_space()
     try:
         lines = dict(
             line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines()
@@ -158,6 +159,20 @@ def _container() -> list[int]:
     except (OSError, ValueError, IndexError):  # "max": no limit
         return []
     return [max(0, limit - used + given_up)]
+
+
+def _address_space() -> list[int]:
+    """Returns what is left of the process' own limit, where there is one: batch systems set it."""
+    try:
+        import resource  # not on Windows
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(_SIZES.read_text(encoding="utf-8").split()[0])
+    except (ImportError, OSError, ValueError, IndexError):
+        return []
+    if limit == resource.RLIM_INFINITY:
+        return []
+    return [max(0, limit - pages * os.sysconf("SC_PAGE_SIZE"))]
 
 
 def _all_memory() -> list[int]:

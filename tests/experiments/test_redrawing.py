@@ -18,7 +18,9 @@ def module_and_words(target):
     return importlib.import_module(module), words.split()
 
 
-@pytest.mark.parametrize("target", ["bench-alpha", "bench-criteria", "bench-latency-winners", "bench-peers"])
+@pytest.mark.parametrize(
+    "target", ["bench-alpha", "bench-criteria", "bench-latency-winners", "bench-peers"]
+)
 def test_a_target_alone_draws_what_is_there(target, monkeypatch, capsys):
     module, words = module_and_words(target)
     monkeypatch.setattr(module, "into_page", lambda *_: None, raising=False)

@@ -1,5 +1,8 @@
 """What a preparation needs: said in words, refused with figures where there is less."""
 
+import subprocess
+import sys
+
 import pytest
 
 from abcsearch import shortages
@@ -25,6 +28,24 @@ def test_free_memory_is_that_of_the_machine_or_its_container(tmp_path, monkeypat
     assert needs.free_memory() == 150_000
     (tmp_path / "memory.max").write_text("max\n")
     assert needs.free_memory() == 512_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_free_memory_is_within_the_limit_of_the_process():
+    """In a process of its own, as batch systems start it: ulimit -v."""
+    code = """
+import resource
+from abcsearch import shortages
+before = shortages.free_memory()
+used = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
+assert before is None or before > 2**28
+print(shortages.free_memory())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert 2**27 < int(done.stdout) <= 2**28
 
 
 @pytest.mark.parametrize(
