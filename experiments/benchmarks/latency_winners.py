@@ -25,7 +25,7 @@ import torch
 
 from abcsearch import Budget, Data, Split, search, trace_channels
 from abcsearch.channels.latency import LatencyOptions, measured_structures
-from abcsearch.errors import AbcSearchError, RunError
+from abcsearch.errors import AbcSearchError, BudgetError, RunError
 from abcsearch.models.registry import INPUT_SHAPES, Constructor
 from abcsearch.rng import numpy_stream
 from experiments.benchmarks.latency import BATCHES, MODELS, RUNTIMES
@@ -84,7 +84,7 @@ def winner(
             seed=seed,
             latency=options,
         ).best
-    except RunError as error:  # none of the best is inside: there is no winner
+    except (BudgetError, RunError) as error:  # nothing is inside, or none of the best
         return line | {"none": str(error), "share": None}
     structure = np.array([best.candidate])
     again = measured_structures(model, graph, data.example, structure, options)
