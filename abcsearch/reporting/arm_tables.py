@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from abcsearch.reporting.arms import Arm, Contrast
     from abcsearch.reporting.comparison import Comparison
 
-_NAME = 15  # characters of names on a terminal
+_NAME = 16  # characters of names on a terminal
 _FEWEST = 3  # runs that anything is told apart by: two may differ by the same, and have an interval of nothing
 _MINUS = "\u2212"
 _WINNER = f"winner {_MINUS} it"
@@ -77,7 +77,7 @@ def contrast_cells(rows: Sequence[Contrast]) -> list[list[str]]:
                 _mean_apart(row),
                 metric_text(row.metric, row.after.mean) + spread,
                 metric_text(row.metric, row.before.mean),
-                f"{100 * row.macs_share.mean:.1f} %",
+                f"{100 * row.macs_share.mean:.3g} %",
                 _number(row.epochs.mean),
                 _number(row.cost.mean),
                 str(count) if count == row.several else f"{count} of {row.several}",
@@ -124,7 +124,7 @@ def arm_cells(arms: Sequence[Arm], *, short: bool = False) -> list[list[str]]:
                 _apart(arm, short=short),
                 "-" if arm.otherwise else metric_text(arm.metric, arm.after) + interval,
                 metric_text(arm.metric, arm.before),
-                f"{macs}{100 * arm.macs_share:.1f} %",
+                f"{macs}{100 * arm.macs_share:.3g} %",
                 _number(arm.epochs),
                 _number(arm.cost),
             ]
