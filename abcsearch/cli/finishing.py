@@ -194,8 +194,12 @@ def compare(
     ),
     trust: Trust = False,  # noqa: FBT002 - an option
 ) -> None:
-    """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners."""
+    """Puts several runs side by side: best fitness over trials, fronts, widths, and a table of the winners.
+
+    Baselines and controls that are fine-tuned stand beside the winners, over runs that differ by their seeds as means.
+    """
     with answering(), wait_shown():
+        from abcsearch.reporting.arm_tables import COLUMNS, terminal_tables, verdicts
         from abcsearch.reporting.compare_page import short_cells, worth, write_comparison
         from abcsearch.reporting.comparison import compare_runs
         from abcsearch.reporting.page import check_page
@@ -205,6 +209,11 @@ def compare(
         path = write_comparison(comparison, out)
         print_table(*short_cells(comparison.winners))
         for line in worth(comparison):
+            console.print(line)
+        for title, cells in terminal_tables(comparison):
+            console.print(title)
+            print_table(*cells)
+        for line in (*verdicts(comparison), *([f"{COLUMNS}."] if comparison.arms else [])):
             console.print(line)
         for warning in comparison.warnings:
             console.print(f"note: {warning}")

@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from abcsearch.reporting.arm_tables import (
+    COLUMNS,
+    arm_cells,
+    contrast_cells,
+    over_runs,
+    run_by_run,
+    verdicts,
+)
 from abcsearch.reporting.compare_drawings import compare_drawings
 from abcsearch.reporting.page import Page, Section, check_page, paragraph, table
 from abcsearch.reporting.plotting import cost_buttons, figure_of, layer_axis
@@ -18,7 +26,7 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.training.objectives import metric_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from abcsearch.reporting.comparison import Comparison, Winner
@@ -62,6 +70,7 @@ def compare_page(found: Comparison) -> Page:
             body=table(winner_cells(found.winners), range(2, 30), "dense")
             + "".join(paragraph(line, "note") for line in worth(found)),
         ),
+        *_arm_sections(found),
         Section(
             title="Best fitness over trials",
             lead="The best fitness after so many trials. Runs with the same settings but the seed are one line: their "
@@ -93,6 +102,33 @@ def compare_page(found: Comparison) -> Page:
         sections=sections,
         charts=charts,
     )
+
+
+def _arm_sections(comparison: Comparison) -> Iterator[Section]:
+    """Yields what winners are compared with in their own runs; nothing where no baseline has been fine-tuned."""
+    means = [(name, contrast_cells(rows)) for name, rows in over_runs(comparison)]
+    if means:
+        lead = "Means over runs with the same settings but the seed; after and before fine-tuning, on test."
+        yield Section(
+            title="Winners and baselines over runs",
+            lead=f"{lead} {COLUMNS}.",
+            body=_arm_tables(means)
+            + "".join(paragraph(line, "note") for line in verdicts(comparison)),
+        )
+    each = [(name, arm_cells(arms)) for name, arms in run_by_run(comparison)]
+    if each:
+        hows = dict.fromkeys(method_of(arm.metric) for arm in comparison.arms)
+        lead = f"Intervals are of the test images ({'; '.join(hows)})."
+        yield Section(
+            title="Winners and baselines run by run",
+            lead=lead if means else f"{lead} {COLUMNS}.",
+            body=_arm_tables(each, first=2),
+        )
+
+
+def _arm_tables(tables: Sequence[tuple[str, list[list[str]]]], first: int = 1) -> str:
+    """Returns tables with their names; their numbers begin with the column `first`."""
+    return "".join(paragraph(name) + table(cells, range(first, 8)) for name, cells in tables)
 
 
 def _table_lead(found: Comparison) -> str:

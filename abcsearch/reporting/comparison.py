@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from abcsearch.errors import RunError, plural
 from abcsearch.example import sizes_of
 from abcsearch.records import names
+from abcsearch.reporting.arms import WINNER, arms_of, contrasts_of, missing, shown, unsound
 from abcsearch.reporting.gathering import gather
 from abcsearch.results.finetuned_files import problems
 from abcsearch.results.forward import measure_forward
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from abcsearch.data.split import Images
+    from abcsearch.reporting.arms import Arm, Contrast
     from abcsearch.reporting.gathering import Gathered
+    from abcsearch.results.finetuned_files import Tuned
     from abcsearch.results.forward import ForwardTime
     from abcsearch.results.intervals import Difference
 
@@ -111,6 +115,9 @@ class Comparison:
         warnings: why the runs cannot be compared, or only in part.
         differences: of the first metric after fine-tuning between the best winner and every other one that was
             fine-tuned by the same recipe, as far as it is known what they are worth.
+        arms: the fine-tuned networks of each run, its winner first, where it or another one of its group has a
+            baseline among them.
+        contrasts: the same over the runs of a group.
     """
 
     labels: tuple[str, ...]
@@ -119,12 +126,16 @@ class Comparison:
     winners: tuple[Winner, ...]
     warnings: tuple[str, ...]
     differences: tuple[Difference, ...] = ()
+    arms: tuple[Arm, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Returns the numbers of all charts and tables as plain values."""
         runs = {label: run.charts() for label, run in zip(self.labels, self.runs, strict=True)}
         tables = {"groups": self.groups, "winners": self.winners, "differences": self.differences}
+        tables["arms"] = self.arms
         return {name: [asdict(one) for one in many] for name, many in tables.items()} | {
+            "contrasts": [one.plain() for one in self.contrasts],
             "warnings": list(self.warnings),
             "runs": runs,
         }
@@ -153,16 +164,41 @@ def compare_runs(run_dirs: Sequence[str | Path], *, trust: bool = False) -> Comp
     if len(set(labels)) < len(labels):
         msg = f"a run folder is there twice: {', '.join(labels)}; name each once"
         raise RunError(msg)
-    scores = [None if run.run is None else run.run.tuned(run.run.winner).scores for run in runs]
+    tunings = [_tunings(run) for run in runs]
+    scores = [
+        None if run.run is None else tuned[run.run.winner.name].scores
+        for run, tuned in zip(runs, tunings, strict=True)
+    ]
     winners = _winners(labels, runs, scores)
+    groups = _groups(labels, runs)
+    every = (
+        () if run.run is None else arms_of(label, run.run, tuned)
+        for label, run, tuned in zip(labels, runs, tunings, strict=True)
+    )
+    arms = shown([group.runs for group in groups], tuple(itertools.chain.from_iterable(every)))
+    several = (contrasts_of(group.name, group.runs, arms) for group in groups)
     return Comparison(
         labels=labels,
         runs=runs,
-        groups=_groups(labels, runs),
+        groups=groups,
         winners=winners,
-        warnings=(*_warnings(labels, runs), *_damages(runs), *_recipe_warnings(winners, runs)),
+        warnings=(
+            *_warnings(labels, runs),
+            *_damages(runs, tunings),
+            *_recipe_warnings(winners, runs),
+            *_arm_warnings(labels, runs, tunings, groups, arms),
+        ),
         differences=_differences(winners, runs, scores),
+        arms=arms,
+        contrasts=tuple(itertools.chain.from_iterable(several)),
     )
+
+
+def _tunings(run: Gathered) -> dict[str, Tuned]:
+    """Returns what there is of the fine-tuning of a run's structures, by name; nothing without its network."""
+    if run.run is None:
+        return {}
+    return {structure.name: run.run.tuned(structure) for structure in run.run.structures}
 
 
 def _differences(
@@ -323,11 +359,46 @@ def _warnings(labels: Sequence[str], runs: Sequence[Gathered]) -> Iterator[str]:
         yield "seeds differ: where a run trains its own network and splits its own data, these differ as well"
 
 
-def _damages(runs: Sequence[Gathered]) -> Iterator[str]:
-    """Yields which files of the fine-tuned winners are missing or damaged."""
-    for run in (winner.run for winner in runs):
-        if run is not None:
-            yield from problems(run.folder, run.winner.name, run.tuned(run.winner))
+def _damages(runs: Sequence[Gathered], tunings: Sequence[Mapping[str, Tuned]]) -> Iterator[str]:
+    """Yields which files of what was fine-tuned are missing or damaged."""
+    for run, tuned in zip(runs, tunings, strict=True):
+        if run.run is not None:
+            for name, one in tuned.items():
+                yield from problems(run.run.folder, name, one)
+            yield from unsound(run.run, tuned).values()
+
+
+def _arm_warnings(
+    labels: Sequence[str],
+    runs: Sequence[Gathered],
+    tunings: Sequence[Mapping[str, Tuned]],
+    groups: Sequence[Group],
+    arms: Sequence[Arm],
+) -> Iterator[str]:
+    """Yields what the means over runs are without, and which networks the winners are not compared with."""
+    members = {label: group.runs for group in groups for label in group.runs}
+    seeds: dict[tuple[tuple[str, ...], int], str] = {}
+    for label, run, tuned in zip(labels, runs, tunings, strict=True):
+        theirs = [arm for arm in arms if arm.run == label]
+        seed = (members[label], int(run.history.settings["seed"]))
+        if theirs and seeds.setdefault(seed, label) != label:
+            yield f"{seeds[seed]} and {label} have the same settings and seed: over runs, intervals are too narrow"
+        if run.run is None:
+            continue
+        told = {name for name, one in tuned.items() if one.wrong} | {*unsound(run.run, tuned)}
+        told |= {WINNER} if run.run.winner.name in told else set()
+        names = [name for name in missing(members[label], label, arms) if name not in told]
+        if names:
+            again = finetune_command(run.history.path, None, None)
+            yield (
+                f"{label} has no fine-tuned {', '.join(names)}, whose means over runs are those of the others; with these "
+                f"among its baselines, run: {again}"
+            )
+        for arm in (arm for arm in theirs if arm.otherwise):
+            yield (
+                f"{arm.network} of {label} was fine-tuned by another recipe than its winner ({'; '.join(arm.otherwise)}), "
+                f"so that the two are not compared"
+            )
 
 
 def _complete(run: Gathered) -> dict[str, Any]:
