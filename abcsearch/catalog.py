@@ -145,7 +145,10 @@ def _criterion(name: str) -> Entry:
         return replace(entry, text=_whole([entry.description, _doc(CRITERIA[name])], ()))
     path, _, constant = home.path.partition(":")
     body = _tree(path).body
-    docs = [ast.get_docstring(_definition(body, part)) or "" for part in _made_of(body, constant)]
+    docs = [
+        ast.get_docstring(_definition(body, function)) or ""
+        for function in _made_of(body, constant)
+    ]
     return replace(entry, text=_whole([entry.description, *docs], ()))
 
 

@@ -392,16 +392,16 @@ def _transforms(value: Any) -> tuple[Part, ...]:  # noqa: ANN401 - a plain value
 def _part(key: str, name: str, table: dict[str, Any]) -> Part:
     """Returns the record of [searcher], [evaluator] or [prepare], with all mistakes in its options and warm starts."""
     searches, (registry, check) = key == "searcher", _PARTS[key]
-    own = {k: value for k, value in table.items() if k != "initial" or not searches}
+    given = {k: value for k, value in table.items() if k != "initial" or not searches}
     options = registry.find(name).options
     problems: list[str] = []
     try:
         if options is None:
-            check(name, own)
+            check(name, given)
         else:
-            record_of(options, own, key)
+            record_of(options, given, key)
     except AbcSearchError as error:
-        known = options is None or set(own) <= {f.name for f in fields(options)}
+        known = options is None or set(given) <= {f.name for f in fields(options)}
         hint = (
             ""
             if known

@@ -244,23 +244,23 @@ def quoted(word: object) -> str:
     return shlex.quote(str(word))
 
 
-def differences(before: Any, now: Any, place: str = "in the folder", where: str = "") -> list[str]:  # noqa: ANN401
+def differences(before: Any, now: Any, there: str = "in the folder", where: str = "") -> list[str]:  # noqa: ANN401
     """Returns "path: old in the folder, new now" for every plain JSON value that differs.
 
     Args:
         before: plain values.
         now: likewise.
-        place: where the old ones are.
+        there: where the old ones are.
         where: path of both.
     """
     if isinstance(before, dict) and isinstance(now, dict):
         before, now = cast("dict[str, Any]", before), cast("dict[str, Any]", now)
         keys = dict.fromkeys([*before, *now])
         pairs = ((f"{where}.{key}".lstrip("."), before.get(key), now.get(key)) for key in keys)
-        return [line for path, old, new in pairs for line in differences(old, new, place, path)]
+        return [line for path, old, new in pairs for line in differences(old, new, there, path)]
     # As text: 1 and 1.0 are different budgets, tuples and lists are the same.
     same = json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
-    return [] if same else [f"{where}: {before!r} {place}, {now!r} now"]
+    return [] if same else [f"{where}: {before!r} {there}, {now!r} now"]
 
 
 def option_problems(function: Callable[..., object], options: Iterable[str]) -> list[str]:

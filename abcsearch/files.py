@@ -220,7 +220,7 @@ def sealed(record: Mapping[str, Any], encode: Callable[[Any], Any] | None = None
         text = json.dumps(
             _finite(record),
             indent=1,
-            default=encode and (lambda own: _finite(encode(own))),
+            default=encode and (lambda value: _finite(encode(value))),
             allow_nan=False,
         )
     body = text.removesuffix("}").rstrip("\n")
@@ -238,7 +238,8 @@ def unsealed(text: str, decode: Callable[[dict[str, Any]], Any] | None = None) -
         ValueError: if it is no JSON, or its checksum is not that of its content.
     """
     value = json.loads(
-        text, object_hook=lambda own: _number(own) if _FLOAT in own else (decode or dict)(own)
+        text,
+        object_hook=lambda entry: _number(entry) if _FLOAT in entry else (decode or dict)(entry),
     )
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value, False

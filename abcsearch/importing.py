@@ -97,11 +97,11 @@ def import_named(what: str, path: str, kind: type[AbcSearchError], last: str = "
     return reached
 
 
-def _nearest(place: str, name: str, reached: object) -> str:
+def _nearest(where: str, name: str, reached: object) -> str:
     """Returns a question for the name in a module, or in a class, that is nearest to one that is not there, or ""."""
     there = [other for other in dir(reached) if not other.startswith("__")]
     close = difflib.get_close_matches(name, there, n=1, cutoff=0.6)
-    return f"did you mean '{place}{'.' if ':' in place else ':'}{close[0]}'?" if close else ""
+    return f"did you mean '{where}{'.' if ':' in where else ':'}{close[0]}'?" if close else ""
 
 
 def import_class(path: str, packages: frozenset[str]) -> object:

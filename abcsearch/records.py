@@ -135,9 +135,9 @@ def setting(default: Any = MISSING, *, make: Callable[[], Any] | None = None, **
     )
 
 
-def rule_of(own: Field[Any]) -> Rule:
+def rule_of(field_: Field[Any]) -> Rule:
     """Returns the rule of a field: one without any holds what it likes, and decides the trials."""
-    return own.metadata.get(_RULE, Rule())
+    return field_.metadata.get(_RULE, Rule())
 
 
 def names(
@@ -173,17 +173,17 @@ def check_value(kind: type, name: str, value: Any) -> None:  # noqa: ANN401 - wh
         raise ConfigError(text)
 
 
-def _problem(own: Field[Any], value: object, record: object) -> str:
+def _problem(field_: Field[Any], value: object, record: object) -> str:
     """Returns what is wrong with the value of a field, or ""."""
-    kind, _, other = str(getattr(own.type, "__name__", own.type)).partition(" | ")
+    kind, _, other = str(getattr(field_.type, "__name__", field_.type)).partition(" | ")
     if kind in _TYPES and other == "None" and value is None:
         return ""
     types, words = _TYPES.get(kind, ((object,), ""))
     if not isinstance(value, types) or (
         isinstance(value, bool) and kind in ("int", "float", "str")
     ):
-        return f"{own.name} is {words}, found {value!r}"
-    return rule_of(own).problem(own.name, value, record)
+        return f"{field_.name} is {words}, found {value!r}"
+    return rule_of(field_).problem(field_.name, value, record)
 
 
 def check(record: Any, where: str, error: type[AbcSearchError] = ConfigError) -> None:  # noqa: ANN401 - any dataclass

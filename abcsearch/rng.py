@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 _GENERATORS = threading.RLock()  # whoever has torch's global generators
 
 
-def derived_seed(seed: int, part: str, number: int = 0) -> int:
-    """Returns a seed in [0, 2**63) for the stream `(seed, part, number)`."""
-    words = np.random.SeedSequence([seed, zlib.crc32(part.encode()), number]).generate_state(
+def derived_seed(seed: int, purpose: str, number: int = 0) -> int:
+    """Returns a seed in [0, 2**63) for the stream `(seed, purpose, number)`."""
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(
         2, np.uint32
     )
     return (int(words[0]) << 31) ^ int(words[1])
 
 
-def numpy_stream(seed: int, part: str, number: int = 0) -> np.random.Generator:
-    """Returns the numpy generator of the stream `(seed, part, number)`."""
-    return np.random.Generator(np.random.PCG64(derived_seed(seed, part, number)))
+def numpy_stream(seed: int, purpose: str, number: int = 0) -> np.random.Generator:
+    """Returns the numpy generator of the stream `(seed, purpose, number)`."""
+    return np.random.Generator(np.random.PCG64(derived_seed(seed, purpose, number)))
 
 
-def torch_stream(seed: int, part: str, number: int = 0) -> torch.Generator:
-    """Returns the CPU torch generator of the stream `(seed, part, number)`."""
+def torch_stream(seed: int, purpose: str, number: int = 0) -> torch.Generator:
+    """Returns the CPU torch generator of the stream `(seed, purpose, number)`."""
     import torch
 
-    return torch.Generator().manual_seed(derived_seed(seed, part, number))
+    return torch.Generator().manual_seed(derived_seed(seed, purpose, number))
 
 
 @contextlib.contextmanager
-def torch_seeded(seed: int, part: str, number: int = 0) -> Iterator[None]:
+def torch_seeded(seed: int, purpose: str, number: int = 0) -> Iterator[None]:
     """Runs a block with torch's global generators seeded from a stream and puts their state back afterwards.
 
     For code that cannot be handed a generator: weight initialisation and dropout inside a module. The caller's global
@@ -55,7 +55,7 @@ def torch_seeded(seed: int, part: str, number: int = 0) -> Iterator[None]:
 
     devices = range(torch.cuda.device_count())
     with _GENERATORS, torch.random.fork_rng(devices=devices):
-        _seed(derived_seed(seed, part, number), cuda=bool(devices))
+        _seed(derived_seed(seed, purpose, number), cuda=bool(devices))
         yield
 
 

@@ -228,10 +228,12 @@ def _folder(path: Path) -> _Seen:
     there = [name for name in _SPLITS if (path / name).is_dir()]
     classes = _classes(path / "train")
     if not classes or len(there) < 2:
-        found = ", ".join(sorted(own.name for own in islice(path.iterdir(), 8))) or "nothing"
+        listing = ", ".join(sorted(entry.name for entry in islice(path.iterdir(), 8))) or "nothing"
         msg = f"--data {path}: images lie in {path}/train/CLASS/IMAGE and {path}/val/CLASS/IMAGE (and {path}/test, if "
-        raise ConfigError(f"{msg}there is one), found {found}: sort them so")
-    sizes = [size for own in classes for size in _sizes(own, max(1, _LOOKED_AT // len(classes)))]
+        raise ConfigError(f"{msg}there is one), found {listing}: sort them so")
+    sizes = [
+        size for folder in classes for size in _sizes(folder, max(1, _LOOKED_AT // len(classes)))
+    ]
     width, height = sizes[0] if len(set(sizes)) == 1 else (0, 1)
     shorter = sorted(min(size) for size in sizes)
     roles = {"train": "training", "test": "test, seen in the end only"}
@@ -243,7 +245,7 @@ def _folder(path: Path) -> _Seen:
             else "test; search-validation is held out of train"
         )
     notes = ", ".join(f"{name}/: {roles[name]}" for name in there if name in roles)
-    own = f"{len(classes)} classes; {notes}"
+    summary = f"{len(classes)} classes; {notes}"
     return _Seen(
         name="image_folder",
         path=str(path),
@@ -251,7 +253,7 @@ def _folder(path: Path) -> _Seen:
         channels=3,  # whatever the files have: they are read as RGB
         size=width if width == height else None,
         shorter=shorter[len(shorter) // 2] if shorter else None,
-        notes=(own,),
+        notes=(summary,),
     )
 
 

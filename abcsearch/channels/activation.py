@@ -121,12 +121,12 @@ def _alive(activations: Activations, kept: tuple[int, ...], split: tuple[str, ..
     gone = tuple(f"{path}." for path, _, _ in dropped)
 
     def resolved(storages: tuple[int, ...]) -> set[int]:
-        found: set[int] = set()
+        roots: set[int] = set()
         for storage in storages:
             while storage in same:
                 storage = same[storage]
-            found.add(storage)
-        return found
+            roots.add(storage)
+        return roots
 
     steps = [
         step for step in activations.steps if not gone or not f"{step.scope}.".startswith(gone)

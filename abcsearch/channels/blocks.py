@@ -113,11 +113,11 @@ def _unchanged(
 
     Without the block, the two would be one.
     """
-    own = set(nodes)
+    members = set(nodes)
     enters, leaves = operations.storages[source], operations.storages[result]
     inside = {storage for node in nodes for storage in operations.changes.get(node, ())}
     behind = {
-        s for node, storages in operations.changes.items() if node not in own for s in storages
+        s for node, storages in operations.changes.items() if node not in members for s in storages
     }
     return enters != leaves and inside.isdisjoint(enters) and behind.isdisjoint(leaves)
 
@@ -145,7 +145,7 @@ class _Ownership:
             if s.op == "get_attr"
         ]
 
-    def alone(self, path: str, own: set[fx.Node]) -> bool:
+    def alone(self, path: str, nodes: set[fx.Node]) -> bool:
         """Returns whether nothing under a path is used elsewhere, and no parameter from elsewhere under it."""
         o = self._operations
         inner = [module for name, module in self._every if _below(name, path)]
@@ -157,7 +157,7 @@ class _Ownership:
         shared = any(
             not _below(where, path) for thing in things for where in self._places[id(thing)]
         )
-        borrowed = any((node in own) != _below(target, path) for node, target in self._read)
+        borrowed = any((node in nodes) != _below(target, path) for node, target in self._read)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inner)
         read = any(_below(name, path) for name in o.read)
         peeked = any(_below(name, path) and path not in active for name, active in o.peeks)

@@ -165,7 +165,7 @@ class Flow:
         return (
             count is not None
             and bool(count.terms)
-            and all(id(own) in fixed for _, own in count.terms)
+            and all(id(positions) in fixed for _, positions in count.terms)
         )
 
     def _bind(self, size: Count, positions: NDArray[np.int64]) -> None:
@@ -174,24 +174,28 @@ class Flow:
             self._bind_sum(size, positions)
         if len(size.terms) != 1 or size.constant or not self.stands(size):
             return
-        factor, own = size.terms[0]
-        if factor * len(own) != len(positions):
+        factor, channels = size.terms[0]
+        if factor * len(channels) != len(positions):
             return
         if factor.numerator == 1:  # one of equal runs
-            for run in own.reshape(factor.denominator, -1):
+            for run in channels.reshape(factor.denominator, -1):
                 self.tie(run, positions)
             return
-        each = positions.reshape(len(own), -1)
+        each = positions.reshape(len(channels), -1)
         if (each == each[:, :1]).all():  # flattened channels
-            self.tie(own, each[:, 0])
+            self.tie(channels, each[:, 0])
         else:  # equal runs of channels
-            for run in positions.reshape(-1, len(own)):
-                self.tie(own, run)
+            for run in positions.reshape(-1, len(channels)):
+                self.tie(channels, run)
 
     def _bind_sum(self, size: Count, positions: NDArray[np.int64]) -> None:
         """Lets an attribute, from which forward takes other numbers of channels, count all of these together."""
-        whole = [own for factor, own in size.terms if factor == 1 and id(own) in self._standing]
-        taken = [own for factor, own in size.terms if factor == -1]
+        whole = [
+            channels
+            for factor, channels in size.terms
+            if factor == 1 and id(channels) in self._standing
+        ]
+        taken = [channels for factor, channels in size.terms if factor == -1]
         every = np.concatenate([*taken, positions])
         if len(whole) == 1 and len(taken) == len(size.terms) - 1 and len(whole[0]) == len(every):
             self.tie(whole[0], every)
@@ -398,8 +402,8 @@ class Flow:
         """
         weights: dict[int, Fraction] = {}
         other = [] if positions is None else [(Fraction(-1), positions)]
-        for factor, own in [*size.terms, *other]:
-            for index, times in zip(*np.unique(label[own], return_counts=True), strict=True):
+        for factor, channels in [*size.terms, *other]:
+            for index, times in zip(*np.unique(label[channels], return_counts=True), strict=True):
                 weights[int(index)] = weights.get(int(index), Fraction(0)) + factor * int(times)
         return {
             index

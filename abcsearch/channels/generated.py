@@ -193,19 +193,19 @@ class _Maker(nn.Module):
                 tensor.uniform_(-(fan**-0.5), fan**-0.5, generator=draws)
 
     def forward(
-        self, own: torch.Tensor, ratios: Sequence[float], *, from_full: bool
+        self, weight: torch.Tensor, ratios: Sequence[float], *, from_full: bool
     ) -> torch.Tensor:
         """Returns the weight."""
         at = self._features(ratios)
         if from_full:
             at = at - self._features([1.0] * len(ratios))
         if not self._axes:
-            return own + (self.outputs[0] @ at).view(self._shape)
+            return weight + (self.outputs[0] @ at).view(self._shape)
         for axis, factors in zip(self._axes, self.outputs, strict=True):
-            own = own * (1 + factors @ at).view(
+            weight = weight * (1 + factors @ at).view(
                 [-1 if a == axis else 1 for a in range(len(self._shape))]
             )
-        return own
+        return weight
 
     def _features(self, ratios: Sequence[float]) -> torch.Tensor:
         """Returns what the hidden layer makes of the keep ratios, (hidden,)."""

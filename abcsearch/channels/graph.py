@@ -215,9 +215,9 @@ class ChannelGraph:
                 if self.blocks
                 else ""
             )
-            found = tuple(candidate)
+            given = tuple(candidate)
             values = plural(len(self.prunable), "value")
-            msg = f"a candidate of this network has {values}{both}, found {len(found)}: {found}"
+            msg = f"a candidate of this network has {values}{both}, found {len(given)}: {given}"
             raise CandidateError(msg)
         for group, width in zip(self.prunable, widths, strict=True):
             if not 1 <= width <= group.channels or width != int(width):

@@ -314,7 +314,7 @@ def _groups(flow: Flow, classes: Classes) -> tuple[tuple[ChannelGroup, ...], NDA
 
 
 def _settings(
-    flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
+    flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], lanes: NDArray[np.int64]
 ) -> tuple[SizeAttribute, ...]:
     """Returns the attributes that count channels which can be removed."""
     prunable = {
@@ -323,11 +323,13 @@ def _settings(
     }
     attributes: list[SizeAttribute] = []
     for setting in flow.settings:
-        own, channels = place[classes.label[setting.positions]].T
+        indices, channels = lanes[classes.label[setting.positions]].T
         counted = tuple(
-            (prunable[g], channels[own == g]) for g in np.unique(own).tolist() if g in prunable
+            (prunable[g], channels[indices == g])
+            for g in np.unique(indices).tolist()
+            if g in prunable
         )
-        constant = len(own) - sum(len(part) for _, part in counted)
+        constant = len(indices) - sum(len(removable) for _, removable in counted)
         attributes.append(
             SizeAttribute(
                 path=setting.path,
@@ -341,7 +343,7 @@ def _settings(
 
 
 def _norms(
-    flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
+    flow: Flow, classes: Classes, groups: tuple[ChannelGroup, ...], lanes: NDArray[np.int64]
 ) -> tuple[ChannelNorm, ...]:
     """Returns what is computed over channels that can be removed."""
     # The last one is for positions of no group
@@ -351,7 +353,7 @@ def _norms(
             starts[index], start = start, start + group.channels
     norms: list[ChannelNorm] = []
     for (kind, scope, call), norm in flow.norms.found.items():
-        of, channels = place[classes.label[norm.positions]].T
+        of, channels = lanes[classes.label[norm.positions]].T
         numbers = np.where(starts[of] >= 0, starts[of] + channels, -1)
         if (numbers >= 0).any():
             norms.append(
@@ -361,7 +363,7 @@ def _norms(
 
 
 def _coefficients(
-    classes: Classes, groups: tuple[ChannelGroup, ...], place: NDArray[np.int64]
+    classes: Classes, groups: tuple[ChannelGroup, ...], lanes: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Returns the column of every position, and what one entry adds there per kept channel.
 
@@ -370,7 +372,7 @@ def _coefficients(
     prunable = np.array([group.fixed is None for group in groups], dtype=bool)
     column = np.append(np.where(prunable, np.cumsum(prunable), 0), 0)
     share = np.array([1.0, *(1 / group.channels for group in groups if group.fixed is None)])
-    return column[place[classes.label, 0]], share
+    return column[lanes[classes.label, 0]], share
 
 
 def _activations(

@@ -169,14 +169,19 @@ def _is_size(value: object) -> bool:
 
 
 def _watch(
-    recorder: Recorder, watched: Watched, module: nn.Module, name: str, own: dict[str, Any]
+    recorder: Recorder, watched: Watched, module: nn.Module, name: str, attributes: dict[str, Any]
 ) -> None:
     """Notes that forward reads an attribute of a module."""
     if name == "training":
         watched.modes.add(id(module))
-    elif name in SIZE_ATTRIBUTES or name in own.get("_buffers", ()):
+    elif name in SIZE_ATTRIBUTES or name in attributes.get("_buffers", ()):
         watched.sizes.setdefault(id(module), name)
-    if name in own and name[:1] != "_" and name != "training" and module is not recorder.active[-1]:
+    if (
+        name in attributes
+        and name[:1] != "_"
+        and name != "training"
+        and module is not recorder.active[-1]
+    ):
         watched.peeks.add((id(module), tuple(map(id, recorder.active))))
 
 

@@ -280,7 +280,9 @@ def measured_structures(
     measured: list[Turns] = []
     for start in range(0, len(structures), together):
         some = structures[start : start + together]
-        networks = [slice_model(model, graph, own, ranking) for own in (full, *some.tolist())]
+        networks = [
+            slice_model(model, graph, structure, ranking) for structure in (full, *some.tolist())
+        ]
         seconds = _SECONDS * len(some) / len(structures)
         measured.append(in_turns(networks[1:], networks[0], example, options, seconds=seconds))
     return Turns(

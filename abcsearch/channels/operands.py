@@ -139,12 +139,16 @@ class Operand:
     @property
     def touched(self) -> list[NDArray[np.int64]]:
         """The positions, (n,) each, of all channels that it depends on."""
-        own = [norm.positions for norm in self.pooled]
-        own += [] if self.layout is None else [self.layout.positions]
+        direct = [norm.positions for norm in self.pooled]
+        direct += [] if self.layout is None else [self.layout.positions]
         counted = [
             positions for count in self.counts if count is not None for _, positions in count.terms
         ]
-        return [*own, *counted, *(positions for inner in self.parts for positions in inner.touched)]
+        return [
+            *direct,
+            *counted,
+            *(positions for inner in self.parts for positions in inner.touched),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,17 +187,17 @@ class Op:
     @property
     def operands(self) -> list[Operand]:
         """All operands, also those inside lists, tuples, slices and dicts."""
-        found: list[Operand] = []
+        operands: list[Operand] = []
         stack: list[Any] = [*self.args, *self.kwargs.values()]
         while stack:
             item = stack.pop(0)
             if isinstance(item, Operand):
-                found.append(item)
+                operands.append(item)
             elif isinstance(item, slice):
                 stack = [item.start, item.stop, item.step, *stack]
             elif isinstance(item, tuple | list | dict):
                 stack = [*(item.values() if isinstance(item, dict) else item), *stack]
-        return found
+        return operands
 
     def mapped(self, function: Callable[[Operand], Operand]) -> Op:
         """Returns the operation with other operands in the place of its own."""

@@ -284,42 +284,44 @@ def _part(op: Op) -> Operand:
     )
 
 
-def _result(flow: Flow, op: Op, found: Layout | Sequence[Layout | None] | None) -> Operand:
+def _result(flow: Flow, op: Op, returned: Layout | Sequence[Layout | None] | None) -> Operand:
     """Returns the result of a covered operation. What the rule did not register must stay as it is."""
     for operand in op.operands:
-        name, claimed = operand.parameter, {own for own, _ in flow.claimed}
+        name, claimed = operand.parameter, {parameter for parameter, _ in flow.claimed}
         if name is not None and operand.layout is None and name not in claimed:
             flow.freeze(name, f"{op.name}: it computes with {name}")
-    own = [] if op.module is None else [*op.module.parameters(), *op.module.buffers()]
+    held = [] if op.module is None else [*op.module.parameters(), *op.module.buffers()]
     used = [
         operand.parameter
         for operand in op.operands
         if operand.parameter is not None and operand.layout is None
     ]
-    flow.hold(op, [*used, *(flow.canonical[id(tensor)] for tensor in own)])
+    flow.hold(op, [*used, *(flow.canonical[id(tensor)] for tensor in held)])
     why = next((operand.why for operand in op.operands if operand.why), op.name)
-    if found is None and not op.is_tensor:
+    if returned is None and not op.is_tensor:
         return _constant(op.value, why)
-    if found is None or isinstance(found, Layout):
-        placed = _placed(flow, op.value, found, why)
-        source = "" if found is None else source_of(flow, op, op.value)
-        return replace(placed, pooled=(*flow.norms.pooled, *_returned(op, found)), computed=source)
-    parted = _parted(flow, op.value, found, why)
+    if returned is None or isinstance(returned, Layout):
+        placed = _placed(flow, op.value, returned, why)
+        source = "" if returned is None else source_of(flow, op, op.value)
+        return replace(
+            placed, pooled=(*flow.norms.pooled, *_returned(op, returned)), computed=source
+        )
+    parted = _parted(flow, op.value, returned, why)
     sources = tuple(
-        replace(part, computed=source_of(flow, op, ())) if part.layout else part
-        for part in parted.parts
+        replace(result, computed=source_of(flow, op, ())) if result.layout else result
+        for result in parted.parts
     )
     return replace(parted, parts=sources)
 
 
-def _parted(flow: Flow, value: Any, found: Any, why: str) -> Operand:  # noqa: ANN401 - shapes and layouts, nested
+def _parted(flow: Flow, value: Any, layouts: Any, why: str) -> Operand:  # noqa: ANN401 - shapes and layouts, nested
     """Returns one of several results, or several, with their layouts."""
     if isinstance(value, torch.Size):
-        return _placed(flow, value, found, why)
+        return _placed(flow, value, layouts, why)
     if value is None:
         return Operand(value=None, is_tensor=False)
     parts = tuple(
-        _parted(flow, shape, inner, why) for shape, inner in zip(value, found, strict=True)
+        _parted(flow, shape, inner, why) for shape, inner in zip(value, layouts, strict=True)
     )
     return Operand(value=value, is_tensor=False, parts=parts, why=why)
 

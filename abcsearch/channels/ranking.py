@@ -95,18 +95,18 @@ def _ranked(subject: Subject, criterion: str) -> Ranking:
             if criterion in CRITERIA
             else _own_scores(criterion, entry, subject)
         )
-    for group, found in zip(graph.prunable, every, strict=True):
-        if found is None:
+    for group, values in zip(graph.prunable, every, strict=True):
+        if values is None:
             without.append(group.name)
-            found = l1(tensors, group)
-        if found is not None and np.shape(found) != (group.channels,):
-            msg = f"criterion {criterion!r} gives group {group.name!r} scores {np.shape(found)}, not {(group.channels,)}"
+            values = l1(tensors, group)
+        if values is not None and np.shape(values) != (group.channels,):
+            msg = f"criterion {criterion!r} gives group {group.name!r} scores {np.shape(values)}, not {(group.channels,)}"
             raise RankingError(msg)
-        if found is None or not np.isfinite(found).all():
+        if values is None or not np.isfinite(values).all():
             where = "the trained weights and the data" if entry.needs else "the trained weights"
             msg = f"criterion {criterion!r} finds no finite score in group {group.name!r}; check {where}"
             raise RankingError(msg)
-        scores.append(np.asarray(found, dtype=np.float64))
+        scores.append(np.asarray(values, dtype=np.float64))
     if len(without) == len(scores) > 0 and criterion not in CRITERIA:
         msg = f"criterion {criterion!r} gives no group any scores, it returns None everywhere; return one per channel"
         raise RankingError(msg)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from torch import fx
 
 
-def comparison(a: Any, b: Any, how: str, outcome: bool, place: str) -> bool:  # noqa: ANN401, ARG001, FBT001
+def comparison(a: Any, b: Any, how: str, outcome: bool, line: str) -> bool:  # noqa: ANN401, ARG001, FBT001
     """Stands in a graph where forward compared two numbers, and for what it found on the example."""
     return outcome
 
 
-def conversion(a: Any, place: str) -> Any:  # noqa: ANN401, ARG001
+def conversion(a: Any, line: str) -> Any:  # noqa: ANN401, ARG001
     """Stands in a graph where a number became a plain one, which would stay what it was on the example."""
     return a
 

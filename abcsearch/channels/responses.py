@@ -77,9 +77,9 @@ class Batch:
             not isinstance(x, torch.Tensor) or not x.ndim for x in given.leaves
         )
         if wrong or len(parts) > 2 or not isinstance(labels, torch.Tensor | None):
-            found = ", ".join(type(part).__name__ for part in parts)
+            kinds = ", ".join(type(piece).__name__ for piece in parts)
             msg = (
-                f"a batch of data is images or (images, labels), all torch tensors, found ({found})"
+                f"a batch of data is images or (images, labels), all torch tensors, found ({kinds})"
             )
             raise RankingError(msg)
         return cls(given=given, labels=labels)
@@ -323,8 +323,11 @@ def response_scores(
             batch.run(twin)
 
     run_batches(twin, data, seed, step)
-    scores = [[s for consumer in own if (s := consumer.scores()) is not None] for own in consumers]
-    return [torch.stack(own).mean(dim=0).numpy() if own else None for own in scores]
+    scores = [
+        [s for consumer in on_group if (s := consumer.scores()) is not None]
+        for on_group in consumers
+    ]
+    return [torch.stack(each).mean(dim=0).numpy() if each else None for each in scores]
 
 
 def gradient_scores(
@@ -382,8 +385,8 @@ def gradient_scores(
                 if values.shape != weight.shape:
                     msg = f"per_weight returns one number per element, {tuple(weight.shape)}, found {tuple(values.shape)}"
                     raise RankingError(msg)
-                for (own, axis), total in totals.items():
-                    if own == name:
+                for (parameter, axis), total in totals.items():
+                    if parameter == name:
                         total += (
                             images
                             * values.movedim(axis, 0).reshape(len(total), -1).sum(dim=1).cpu()
@@ -391,7 +394,7 @@ def gradient_scores(
 
     with pointwise_safely(twin):
         run_batches(twin, data, seed, step)
-    return {place: total / count for place, total in totals.items()}
+    return {key: total / count for key, total in totals.items()}
 
 
 def mean_loss(logits: object, batch: Batch) -> torch.Tensor:

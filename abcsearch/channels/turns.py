@@ -176,7 +176,9 @@ def in_turns(
             prepared_pass(network.eval(), batch, options) for network in (full, *networks)
         )
         times = _rounds(reference, passes, options.repeats, seconds)
-    shares = np.array([np.median([own / whole for own, whole in pairs]) for pairs in times])
+    shares = np.array(
+        [np.median([duration / whole for duration, whole in pairs]) for pairs in times]
+    )
     wholes = [whole for pairs in times for _, whole in pairs]
     return Turns(shares=shares, full_ms=1000 * float(np.median(wholes)))
 

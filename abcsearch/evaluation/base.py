@@ -61,39 +61,39 @@ def evaluate(
     return _plain(evaluation, time.perf_counter() - start)
 
 
-def _plain(found: Evaluation, seconds: float) -> Evaluation:
+def _plain(evaluation: Evaluation, seconds: float) -> Evaluation:
     """Returns an evaluation of plain numbers, as the journal needs them: the user's may be numpy's or torch's."""
-    found = _whole(found)
+    evaluation = _whole(evaluation)
     try:
         return replace(
-            found,
-            fitness=None if found.fitness is None else float(found.fitness),
-            metrics={str(name): float(value) for name, value in found.metrics.items()},
-            diagnostics={str(name): float(value) for name, value in found.diagnostics.items()},
-            macs=_cost(found.macs),
-            params=_cost(found.params),
-            failure=None if found.failure is None else one_line(words(found.failure)),
+            evaluation,
+            fitness=None if evaluation.fitness is None else float(evaluation.fitness),
+            metrics={str(name): float(value) for name, value in evaluation.metrics.items()},
+            diagnostics={str(name): float(value) for name, value in evaluation.diagnostics.items()},
+            macs=_cost(evaluation.macs),
+            params=_cost(evaluation.params),
+            failure=None if evaluation.failure is None else one_line(words(evaluation.failure)),
             seconds=seconds,
         )
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        msg = f"an evaluator returns an Evaluation of numbers, found {words(found)}: {error}"
+        msg = f"an evaluator returns an Evaluation of numbers, found {words(evaluation)}: {error}"
         raise SearcherError(msg) from error
 
 
-def _whole(found: Any) -> Evaluation:  # noqa: ANN401 - whatever the user's own function returns
+def _whole(returned: Any) -> Evaluation:  # noqa: ANN401 - whatever the user's own function returns
     """Returns what an evaluator has returned: an evaluation, or the fitness alone.
 
     Raises:
         SearcherError: if it is neither.
     """
-    if isinstance(found, Evaluation):
-        return found
+    if isinstance(returned, Evaluation):
+        return returned
     try:
-        number = None if is_truth(found) or isinstance(found, str) else float(found)
+        number = None if is_truth(returned) or isinstance(returned, str) else float(returned)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = None
     if number is None:
-        msg = f"an evaluator returns an Evaluation, or a fitness, which is one number; found {type(found).__name__}"
+        msg = f"an evaluator returns an Evaluation, or a fitness, which is one number; found {type(returned).__name__}"
         raise SearcherError(msg)
     if math.isfinite(number):
         return Evaluation(fitness=number)

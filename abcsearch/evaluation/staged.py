@@ -63,11 +63,11 @@ class Verdict(NamedTuple):
         return cls(finished.metrics.get(FIRST), finished.metrics.get(STAGE) == 2)
 
 
-def cheap(found: Evaluation) -> Evaluation:
+def cheap(evaluation: Evaluation) -> Evaluation:
     """Returns a first-stage evaluation that says so in its metrics."""
-    if found.fitness is None:
-        return found
-    return replace(found, metrics={**found.metrics, FIRST: found.fitness, STAGE: 1})
+    if evaluation.fitness is None:
+        return evaluation
+    return replace(evaluation, metrics={**evaluation.metrics, FIRST: evaluation.fitness, STAGE: 1})
 
 
 def trained(first: Evaluation, second: Evaluation) -> Evaluation:

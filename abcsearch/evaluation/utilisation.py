@@ -143,7 +143,7 @@ def again_traced(network: nn.Module, data: Data) -> ChannelGraph:
         return trace_channels(copy.deepcopy(network).cpu().eval(), data.example, check=False)
 
 
-def _again(graph: ChannelGraph, own: ChannelGraph, candidate: Candidate) -> dict[str, int]:
+def _again(graph: ChannelGraph, sliced: ChannelGraph, candidate: Candidate) -> dict[str, int]:
     """Returns by name of the groups of a network their place among those of a slice of it, where they are found.
 
     A group is recognised by the weights on whose axes its channels lie, of which dropped blocks may have taken some,
@@ -154,12 +154,12 @@ def _again(graph: ChannelGraph, own: ChannelGraph, candidate: Candidate) -> dict
     ]
     again: dict[str, int] = {}
     taken: set[int] = set()
-    for index, small in enumerate(own.prunable):
+    for index, small in enumerate(sliced.prunable):
         here = {(member.parameter, member.axis) for member in small.members}
         fits = (
             wide
-            for wide, place in enumerate(places)
-            if wide not in taken and here <= place and candidate[wide] == small.channels
+            for wide, there in enumerate(places)
+            if wide not in taken and here <= there and candidate[wide] == small.channels
         )
         wide = next(fits, None)
         if wide is not None:
@@ -169,14 +169,14 @@ def _again(graph: ChannelGraph, own: ChannelGraph, candidate: Candidate) -> dict
 
 
 def _drawn(
-    own: ChannelGraph, group: int | None, block: int | None, rate: float, draws: torch.Generator
+    graph: ChannelGraph, group: int | None, block: int | None, rate: float, draws: torch.Generator
 ) -> tuple[list[torch.Tensor], Sequence[float]]:
     """Returns gates of all groups and blocks, of which one group has silent channels, or one block may be skipped."""
-    gates = [torch.ones(each.channels) for each in own.prunable]
+    gates = [torch.ones(each.channels) for each in graph.prunable]
     if group is not None:
         gates[group] = (torch.rand(len(gates[group]), generator=draws) >= rate).float() / (1 - rate)
         return gates, []
-    kept = [1.0] * len(own.blocks)
+    kept = [1.0] * len(graph.blocks)
     if block is not None:
         kept[block] = float(torch.rand((), generator=draws) >= rate) / (1 - rate)
     return gates, kept

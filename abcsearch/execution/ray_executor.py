@@ -53,8 +53,8 @@ class _Host:
     def begin(self, paths: list[str], parts: list[Part]) -> str:
         """Loads what the first call needs, so that its time is not the call's; returns the id of the node."""
         take_paths(paths)
-        for part in parts:
-            self._value(part)
+        for piece in parts:
+            self._value(piece)
         return ray.get_runtime_context().get_node_id()
 
     def run(self, parts: list[Part]) -> Any:  # noqa: ANN401 - what the function returns
@@ -62,8 +62,8 @@ class _Host:
         _, function, *arguments = map(self._value, parts)
         return function(*arguments)
 
-    def _value(self, part: Part) -> Any:  # noqa: ANN401 - any object
-        kept, value = part
+    def _value(self, piece: Part) -> Any:  # noqa: ANN401 - any object
+        kept, value = piece
         if not kept:
             return value
         if value.hex() not in self._kept:
@@ -279,7 +279,7 @@ class RayExecutor(Executor):
         }
         worker = _Worker(ray.remote(_Host).options(**options).remote())
         self._workers.append(worker)
-        kept = [part for part in task.parts if part[0]]
+        kept = [piece for piece in task.parts if piece[0]]
         self._when_done(
             worker.actor.begin.remote(own_paths(), kept), lambda done: self._began(worker, done)
         )

@@ -243,8 +243,8 @@ class Checks:
         return {name: float(torch.tensor(every).max()) for name, every in gaps.items()}
 
 
-def _gap(expected: torch.Tensor | None, found: torch.Tensor | None) -> float:
+def _gap(expected: torch.Tensor | None, actual: torch.Tensor | None) -> float:
     """Returns the largest absolute difference of two outputs; NaN where one is missing or of another shape."""
-    if expected is None or found is None or found.shape != expected.shape:
+    if expected is None or actual is None or actual.shape != expected.shape:
         return math.nan
-    return float((expected.double() - found.double()).abs().max()) if found.numel() else 0.0
+    return float((expected.double() - actual.double()).abs().max()) if actual.numel() else 0.0

@@ -155,16 +155,16 @@ def export(  # noqa: PLR0913 - all but two are optional
             tempfile.TemporaryDirectory(prefix=f".export-{owner()}-", dir=folder) as name,
         ):
             sweep(folder)  # of what exports that were killed have left
-            place = Path(name)
+            draft = Path(name)
             if record is None:
-                written = _write_file(model, place / target.name, example, facts, tolerance)
+                written = _write_file(model, draft / target.name, example, facts, tolerance)
             else:
-                written = _write_folder(model, place, example, facts, record, kind)
-            size = sum((place / file).stat().st_size for file in files)
+                written = _write_folder(model, draft, example, facts, record, kind)
+            size = sum((draft / file).stat().st_size for file in files)
             for file in files:
-                (place / file).replace(folder / file)
+                (draft / file).replace(folder / file)
             for other in [
-                name for own, name in WEIGHTS.items() if record is not None and own != kind
+                name for format_, name in WEIGHTS.items() if record is not None and format_ != kind
             ]:
                 (folder / other).unlink(missing_ok=True)  # of an export that has been replaced
     except OSError as error:

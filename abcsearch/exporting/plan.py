@@ -230,11 +230,13 @@ def _reshape(
         raise ExportError(f"{msg}; write it again with: abcsearch export RUN_DIR")
 
 
-def _is_size(found: object, value: int | list[int]) -> bool:
+def _is_size(attribute: object, value: int | list[int]) -> bool:
     """Returns whether an attribute is a number, or as many numbers, as the value that it is to have."""
     if isinstance(value, list):
-        return _are_sizes(found) and isinstance(found, tuple) and len(found) == len(value)
-    return type(found) is int
+        return (
+            _are_sizes(attribute) and isinstance(attribute, tuple) and len(attribute) == len(value)
+        )
+    return type(attribute) is int
 
 
 def _listed(value: int | tuple[int, ...]) -> int | list[int]:
@@ -242,10 +244,10 @@ def _listed(value: int | tuple[int, ...]) -> int | list[int]:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _are_sizes(found: object) -> bool:
+def _are_sizes(attribute: object) -> bool:
     """Returns whether an attribute is a number or a tuple of numbers."""
-    return type(found) is int or (
-        isinstance(found, tuple) and all(type(item) is int for item in found)
+    return type(attribute) is int or (
+        isinstance(attribute, tuple) and all(type(item) is int for item in attribute)
     )
 
 

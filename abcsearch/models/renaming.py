@@ -40,13 +40,13 @@ def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         names: names in a state dict, without the prefix of DataParallel.
     """
     rules = next((RENAMINGS[kind] for kind in type(model).__mro__ if kind in RENAMINGS), ())
-    found: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for name in names:
-        own = name
+        new = name
         for pattern, replacement in rules:
-            own = re.sub(pattern, replacement, own, count=1)
-        found[name] = own
-    return found
+            new = re.sub(pattern, replacement, new, count=1)
+        renamed[name] = new
+    return renamed
 
 
 _DEEPEST = (

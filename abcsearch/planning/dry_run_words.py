@@ -260,9 +260,9 @@ def for_budgets(one: Rehearsal, budgets: tuple[str, ...]) -> Rehearsal:
     )
 
 
-def _words(part: Part) -> str:
+def _words(chosen: Part) -> str:
     """Returns a part in words: its name, and the options that were given."""
-    return called(part.name, part.options)
+    return called(chosen.name, chosen.options)
 
 
 def called(name: str, options: Any) -> str:  # noqa: ANN401 - a mapping of plain values

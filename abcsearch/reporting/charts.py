@@ -37,21 +37,23 @@ if TYPE_CHECKING:
     from abcsearch.reporting.timeline import Timeline
 
 
-def page_charts(found: Gathered) -> dict[str, go.Figure]:
+def page_charts(gathered: Gathered) -> dict[str, go.Figure]:
     """Returns the charts of a report by name; those that have nothing to show are left out."""
-    layers = list(found.widths.layers) if found.widths else []
+    layers = list(gathered.widths.layers) if gathered.widths else []
     made: dict[str, go.Figure | None] = {
-        "fitness": fitness_chart(found.curves) if found.curves else None,
-        "pareto": pareto_chart(found.clouds, found.marks, found.history.searcher)
-        if found.clouds
+        "fitness": fitness_chart(gathered.curves) if gathered.curves else None,
+        "pareto": pareto_chart(gathered.clouds, gathered.marks, gathered.history.searcher)
+        if gathered.clouds
         else None,
-        "widths": widths_chart(found.widths) if found.widths else None,
-        "map": map_chart(found.layer_map, found.widths)
-        if found.layer_map and found.layer_map.layers
+        "widths": widths_chart(gathered.widths) if gathered.widths else None,
+        "map": map_chart(gathered.layer_map, gathered.widths)
+        if gathered.layer_map and gathered.layer_map.layers
         else None,
-        "sensitivity": sensitivity_chart(found.sensitivity) if found.sensitivity.effects else None,
-        "parallel": parallel_chart(found.best, layers) if found.best else None,
-        "timeline": timeline_chart(found.timeline) if found.timeline.bars else None,
+        "sensitivity": sensitivity_chart(gathered.sensitivity)
+        if gathered.sensitivity.effects
+        else None,
+        "parallel": parallel_chart(gathered.best, layers) if gathered.best else None,
+        "timeline": timeline_chart(gathered.timeline) if gathered.timeline.bars else None,
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 
@@ -198,12 +200,12 @@ def _cloud_traces(cloud: Cloud, marks: Sequence[Mark], searcher: str) -> list[An
     return made
 
 
-def timeline_chart(found: Timeline) -> go.Figure:
+def timeline_chart(timeline: Timeline) -> go.Figure:
     """Returns a bar per evaluation; gaps without any are cut out, with a dashed line where."""
     traces: list[Any] = []
-    kinds = dict.fromkeys((bar.search, bar.state) for bar in found.bars)
+    kinds = dict.fromkeys((bar.search, bar.state) for bar in timeline.bars)
     for search, state in sorted(kinds, key=lambda kind: kind[1] != "succeeded"):
-        bars = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
+        bars = [bar for bar in timeline.bars if (bar.search, bar.state) == (search, state)]
         bars = [bars[i] for i in thinned(len(bars))]
         color = network_color(search) if state == "succeeded" else VERMILLION
         traces.append(
@@ -217,7 +219,7 @@ def timeline_chart(found: Timeline) -> go.Figure:
                     "color": color,
                     "line": {
                         "color": "white",
-                        "width": [outline(bar, found.seconds) for bar in bars],
+                        "width": [outline(bar, timeline.seconds) for bar in bars],
                     },
                 },
                 hovertext=[
@@ -227,21 +229,21 @@ def timeline_chart(found: Timeline) -> go.Figure:
                 hoverinfo="text",
             )
         )
-    traces += _timeline_marks(found)
+    traces += _timeline_marks(timeline)
     figure = figure_of(
         traces,
         "seconds in which evaluations ran",
         "side by side",
-        max(220, min(700, 170 + 34 * found.lanes)),
+        max(220, min(700, 170 + 34 * timeline.lanes)),
     )
     figure.update_layout(barmode="overlay", bargap=0.15)
     figure.update_yaxes(
         tickmode="array",
-        tickvals=lane_ticks(found.lanes),
-        range=[found.lanes + 0.6, 0.4],
+        tickvals=lane_ticks(timeline.lanes),
+        range=[timeline.lanes + 0.6, 0.4],
         showgrid=False,
     )
-    for at, seconds in found.cuts:
+    for at, seconds in timeline.cuts:
         figure.add_vline(x=at, line={"color": BLACK, "width": 1.2, "dash": "dash"})
         figure.add_annotation(
             x=at,
@@ -252,15 +254,17 @@ def timeline_chart(found: Timeline) -> go.Figure:
             showarrow=False,
             font={"size": 11},
         )
-    if found.cuts:
+    if timeline.cuts:
         figure.update_layout(legend={"y": 1.12})
     return figure
 
 
-def _timeline_marks(found: Timeline) -> list[Any]:
+def _timeline_marks(timeline: Timeline) -> list[Any]:
     """Returns marks where evaluations failed, which can be too quick to be seen, and where workers were lost."""
-    failed = [(bar.end, bar, "failed") for bar in found.bars if bar.state == "failed"]
-    lost = [(bar.start, bar, f"{bar.lost} worker(s) lost before") for bar in found.bars if bar.lost]
+    failed = [(bar.end, bar, "failed") for bar in timeline.bars if bar.state == "failed"]
+    lost = [
+        (bar.start, bar, f"{bar.lost} worker(s) lost before") for bar in timeline.bars if bar.lost
+    ]
     failed = [failed[i] for i in thinned(len(failed))]
     return [
         go.Scatter(
@@ -287,9 +291,9 @@ def _timeline_marks(found: Timeline) -> list[Any]:
     ]
 
 
-def thinned_note(found: Gathered) -> str | None:
+def thinned_note(gathered: Gathered) -> str | None:
     """Returns that charts do not show every point, where that is so."""
-    most = max((len(curve.numbers) for curve in found.curves), default=0)
+    most = max((len(curve.numbers) for curve in gathered.curves), default=0)
     if most <= SHOWN:
         return None
     return (

@@ -44,26 +44,26 @@ if TYPE_CHECKING:
     from abcsearch.reporting.timeline import Timeline
 
 
-def drawings(found: Gathered) -> Mapping[str, Callable[[], Figure]]:
+def drawings(gathered: Gathered) -> Mapping[str, Callable[[], Figure]]:
     """Returns what draws each chart, by name; those that have nothing to show are left out."""
     made: dict[str, Callable[[], Figure]] = {}
-    if found.curves:
-        made["fitness"] = lambda: draw_fitness(found.curves)
-    if found.clouds:
-        made["pareto"] = lambda: draw_pareto(found.clouds, found.marks)
-    if found.widths is not None:
-        widths = found.widths
+    if gathered.curves:
+        made["fitness"] = lambda: draw_fitness(gathered.curves)
+    if gathered.clouds:
+        made["pareto"] = lambda: draw_pareto(gathered.clouds, gathered.marks)
+    if gathered.widths is not None:
+        widths = gathered.widths
         made["widths"] = lambda: draw_widths(widths)
-    if found.layer_map is not None and found.layer_map.layers:
-        mapped = found.layer_map
-        made["map"] = lambda: draw_map(mapped, found.widths)
-    if found.sensitivity.effects:
-        made["sensitivity"] = lambda: draw_sensitivity(found.sensitivity)
-    if found.best is not None and found.widths is not None:
-        best, layers = found.best, found.widths.layers
+    if gathered.layer_map is not None and gathered.layer_map.layers:
+        mapped = gathered.layer_map
+        made["map"] = lambda: draw_map(mapped, gathered.widths)
+    if gathered.sensitivity.effects:
+        made["sensitivity"] = lambda: draw_sensitivity(gathered.sensitivity)
+    if gathered.best is not None and gathered.widths is not None:
+        best, layers = gathered.best, gathered.widths.layers
         made["parallel"] = lambda: draw_parallel(best, layers)
-    if found.timeline.bars:
-        made["timeline"] = lambda: draw_timeline(found.timeline)
+    if gathered.timeline.bars:
+        made["timeline"] = lambda: draw_timeline(gathered.timeline)
     return made
 
 
@@ -275,14 +275,17 @@ def _spots(
         )
 
 
-def draw_sensitivity(found: Sensitivity) -> Figure:
+def draw_sensitivity(sensitivity: Sensitivity) -> Figure:
     """Draws the effect of every layer with its interval."""
     figure, axes = along_layers(
-        "Sensitivity: what one standard deviation more width does", [e.name for e in found.effects]
+        "Sensitivity: what one standard deviation more width does",
+        [e.name for e in sensitivity.effects],
     )
-    for level in dict.fromkeys(effect.level for effect in found.effects):
-        columns = [column for column, effect in enumerate(found.effects) if effect.level == level]
-        effects = [found.effects[column] for column in columns]
+    for level in dict.fromkeys(effect.level for effect in sensitivity.effects):
+        columns = [
+            column for column, effect in enumerate(sensitivity.effects) if effect.level == level
+        ]
+        effects = [sensitivity.effects[column] for column in columns]
         ends = np.array([[e.effect - e.low for e in effects], [e.high - e.effect for e in effects]])
         label = f"{level} level" if level else "layers"
         bars = axes.bar(
@@ -303,36 +306,36 @@ def draw_sensitivity(found: Sensitivity) -> Figure:
     return figure
 
 
-def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
+def draw_parallel(best: BestTrials, layers: Sequence[Layer]) -> Figure:
     """Draws the best trials as lines over the layers, with the winner and all trials' median."""
     figure, axes = along_layers(
-        f"The best {plural(len(found.numbers), 'trial')}, layer by layer",
+        f"The best {plural(len(best.numbers), 'trial')}, layer by layer",
         [layer.name for layer in layers],
     )
-    for rank in range(len(found.numbers) - 1, 0, -1):
+    for rank in range(len(best.numbers) - 1, 0, -1):
         label = "best trials" if rank == 1 else None
         axes.plot(
-            [100 * share for share in found.widths[rank]],
+            [100 * share for share in best.widths[rank]],
             color=SKY,
             linewidth=1,
             alpha=0.75,
             label=label,
         )
     axes.plot(
-        [100 * share for share in found.median],
+        [100 * share for share in best.median],
         "--",
         color=ORANGE,
         linewidth=1.8,
         label="median of all trials",
     )
-    winner = [100 * share for share in found.widths[0]]
+    winner = [100 * share for share in best.widths[0]]
     axes.plot(
         winner,
         "o-",
         color=BLUE,
         linewidth=2.4,
         markersize=4,
-        label=f"winner: trial {found.numbers[0]}",
+        label=f"winner: trial {best.numbers[0]}",
     )
     axes.set_ylabel("kept, % of the full width")
     axes.set_ylim(-3, 103)
@@ -341,14 +344,14 @@ def draw_parallel(found: BestTrials, layers: Sequence[Layer]) -> Figure:
     return figure
 
 
-def draw_timeline(found: Timeline) -> Figure:
+def draw_timeline(timeline: Timeline) -> Figure:
     """Draws a bar per evaluation; gaps without any are cut out, with a dashed line where."""
     figure, axes = figure_of(
-        "Evaluations over time", 11.0, max(2.4, min(7.0, 1.8 + 0.3 * found.lanes))
+        "Evaluations over time", 11.0, max(2.4, min(7.0, 1.8 + 0.3 * timeline.lanes))
     )
-    kinds = dict.fromkeys((bar.search, bar.state) for bar in found.bars)
+    kinds = dict.fromkeys((bar.search, bar.state) for bar in timeline.bars)
     for search, state in sorted(kinds, key=lambda kind: kind[1] != "succeeded"):
-        bars = [bar for bar in found.bars if (bar.search, bar.state) == (search, state)]
+        bars = [bar for bar in timeline.bars if (bar.search, bar.state) == (search, state)]
         bars = [bars[i] for i in thinned(len(bars))]
         axes.barh(
             [bar.lane + 1 for bar in bars],
@@ -356,22 +359,22 @@ def draw_timeline(found: Timeline) -> Figure:
             left=[bar.start for bar in bars],
             color=network_color(search) if state == "succeeded" else VERMILLION,
             edgecolor="white",
-            linewidth=[outline(bar, found.seconds) for bar in bars],
+            linewidth=[outline(bar, timeline.seconds) for bar in bars],
             label=plain(f"{search}: {state}"),
         )
-    failed = [(bar.end, bar.lane + 1) for bar in found.bars if bar.state == "failed"]
-    lost = [(bar.start, bar.lane + 1) for bar in found.bars if bar.lost]
+    failed = [(bar.end, bar.lane + 1) for bar in timeline.bars if bar.state == "failed"]
+    lost = [(bar.start, bar.lane + 1) for bar in timeline.bars if bar.lost]
     marks = ((failed, "v", VERMILLION, "failed"), (lost, "X", BLACK, "a worker was lost before"))
     for places, sign, color, label in marks:
         if places:
             axes.plot(
                 *zip(*places, strict=True), sign, color=color, markeredgecolor="white", label=label
             )
-    for at, seconds in found.cuts:
+    for at, seconds in timeline.cuts:
         axes.axvline(at, color=BLACK, linestyle="--", linewidth=1)
         axes.text(at, 0.35, duration_text(seconds), fontsize=7, ha="center", va="bottom")
-    axes.set_ylim(found.lanes + 0.6, 0.4)
-    axes.set_yticks(lane_ticks(found.lanes))
+    axes.set_ylim(timeline.lanes + 0.6, 0.4)
+    axes.set_yticks(lane_ticks(timeline.lanes))
     axes.set_xlabel("seconds in which evaluations ran")
     axes.set_ylabel("side by side")
     axes.grid(visible=False, axis="y")

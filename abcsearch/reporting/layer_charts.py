@@ -141,13 +141,15 @@ def _marks(
     )
 
 
-def sensitivity_chart(found: Sensitivity) -> go.Figure:
+def sensitivity_chart(sensitivity: Sensitivity) -> go.Figure:
     """Returns the effect of every layer with its interval."""
     traces: list[Any] = []
-    names = [effect.name for effect in found.effects]
-    for level in dict.fromkeys(effect.level for effect in found.effects):
-        columns = [column for column, effect in enumerate(found.effects) if effect.level == level]
-        effects = [found.effects[column] for column in columns]
+    names = [effect.name for effect in sensitivity.effects]
+    for level in dict.fromkeys(effect.level for effect in sensitivity.effects):
+        columns = [
+            column for column, effect in enumerate(sensitivity.effects) if effect.level == level
+        ]
+        effects = [sensitivity.effects[column] for column in columns]
         text = [
             f"{html.escape(e.name)}: {100 * e.effect:+.1f} % ({100 * e.low:+.1f} to {100 * e.high:+.1f} %)"
             for e in effects
@@ -261,29 +263,29 @@ def _spots(
     )
 
 
-def parallel_chart(found: BestTrials, layers: Sequence[Layer]) -> go.Figure:
+def parallel_chart(best: BestTrials, layers: Sequence[Layer]) -> go.Figure:
     """Returns the best trials as lines over the layers, the better the darker; the winner and all trials' median."""
     x = list(range(len(layers)))
     traces = list[Any]()
-    for rank in range(len(found.numbers) - 1, 0, -1):  # the best ones on top
-        trial = f"trial {found.numbers[rank]}, fitness {found.fitness[rank]:.4f}"
+    for rank in range(len(best.numbers) - 1, 0, -1):  # the best ones on top
+        trial = f"trial {best.numbers[rank]}, fitness {best.fitness[rank]:.4f}"
         line = go.Scatter(
             x=x,
-            y=[100 * share for share in found.widths[rank]],
+            y=[100 * share for share in best.widths[rank]],
             mode="lines",
             line={"color": SKY, "width": 1.2},
             opacity=0.75,
-            name=f"the best {plural(len(found.numbers), 'trial')}",
+            name=f"the best {plural(len(best.numbers), 'trial')}",
             legendgroup="best",
             showlegend=rank == 1,
             hovertemplate=f"{trial}<br>%{{y:.0f}} %<extra></extra>",
         )
         traces.append(line)
-    median = [100 * share for share in found.median]
-    winner = [100 * share for share in found.widths[0]]
+    median = [100 * share for share in best.median]
+    winner = [100 * share for share in best.widths[0]]
     dashes = {"color": ORANGE, "width": 2, "dash": "dash"}
     hover = "%{y:.0f} %<extra></extra>"
-    text = f"winner: trial {found.numbers[0]}"
+    text = f"winner: trial {best.numbers[0]}"
     traces += [
         go.Scatter(
             x=x,
@@ -299,7 +301,7 @@ def parallel_chart(found: BestTrials, layers: Sequence[Layer]) -> go.Figure:
             mode="lines+markers",
             line={"color": BLUE, "width": 3},
             name=text,
-            hovertemplate=f"{text}, fitness {found.fitness[0]:.4f}<br>{hover}",
+            hovertemplate=f"{text}, fitness {best.fitness[0]:.4f}<br>{hover}",
         ),
     ]
     figure = figure_of(traces, "", "kept, % of the full width", 480)

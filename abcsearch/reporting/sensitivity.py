@@ -92,7 +92,7 @@ def layer_sensitivity(trials: Sequence[Trial], layers: Sequence[Layer]) -> Sensi
         layers: the widths and blocks, which come first in every structure; criteria behind them have no width.
     """
     places = np.linspace(0, len(trials) - 1, min(len(trials), _MOST)).round().astype(int)
-    used = [trials[place] for place in places]
+    used = [trials[index] for index in places]
     kept = [trial.candidate[: len(layers)] for trial in used]
     widths = np.array(kept, dtype=float).reshape(len(used), len(layers))
     varied = np.flatnonzero(np.ptp(widths, axis=0) > 0) if len(used) else np.array([], dtype=int)

@@ -93,14 +93,14 @@ def ends_text(metric: str, ends: tuple[float, float]) -> str:
     return f"{metric_text(metric, low).removesuffix(' dB')} to {metric_text(metric, high).removesuffix(' dB')}"
 
 
-def _comparable(row: Row, found: Mapping[str, float]) -> Mapping[str, float]:
+def _comparable(row: Row, tested: Mapping[str, float]) -> Mapping[str, float]:
     """Returns a metric before and after fine-tuning; only before, if its recipe was not the winner's."""
-    return {when: value for when, value in found.items() if when == "before" or not row.otherwise}
+    return {when: value for when, value in tested.items() if when == "before" or not row.otherwise}
 
 
-def _tuning(metric: str, found: Mapping[str, float]) -> str:
+def _tuning(metric: str, tested: Mapping[str, float]) -> str:
     """Returns what fine-tuning made of a metric, or "-"."""
-    return _difference(metric, found["after"] - found["before"]) if "after" in found else "-"
+    return _difference(metric, tested["after"] - tested["before"]) if "after" in tested else "-"
 
 
 def _counts(rows: Sequence[Row]) -> list[Line]:

@@ -226,9 +226,9 @@ def _budgeted(run: FinishedRun, model: nn.Module) -> list[list[str]]:
     options, data = run.config.latency, run.result.task.data
     if "latency_ms" not in run.config.budget.bounds:
         return []
-    full, own = copy.deepcopy(run.result.task.base), copy.deepcopy(model)
+    full, pruned = copy.deepcopy(run.result.task.base), copy.deepcopy(model)
     try:
-        turns = in_turns([own], full, data.example[:1], options, seconds=_SECONDS)
+        turns = in_turns([pruned], full, data.example[:1], options, seconds=_SECONDS)
     except ModelError as error:  # it may have been measured on another machine
         return [[f"forward time in {options.where}", "", f"not measured here: {first_line(error)}"]]
     share = float(turns.shares[0])
@@ -251,11 +251,11 @@ def _score(run: FinishedRun, value: float | None, scores: Mapping[str, Any] | No
 def _difference(
     run: FinishedRun,
     full: tuple[float, Mapping[str, Any]],
-    own: tuple[float, Mapping[str, Any]],
+    this: tuple[float, Mapping[str, Any]],
 ) -> str:
     """Returns how a network differs from the full one on the same images; "" where that is not known."""
     images = len(run.result.task.data.test)
-    one = difference(run.metric, ("this", *own), ("full", *full), images)
+    one = difference(run.metric, ("this", *this), ("full", *full), images)
     if one is None or not one.paired:
         return ""
     text = difference_text(run.metric, one)
@@ -266,13 +266,13 @@ def _times(run: FinishedRun, model: nn.Module) -> dict[int, tuple[float, ...]]:
     """Returns the median forward times of the full network and of this one in milliseconds, by batch, in turns."""
     networks = [run.result.task.base, model]
     threads = int(run.config.evaluator.options.get("threads", 1))
-    found: dict[int, tuple[float, ...]] = {}
+    by_batch: dict[int, tuple[float, ...]] = {}
     for batch in BATCHES:
         images = repeated(run.result.task.data.example, batch)
         images = images if isinstance(images, Example) else images.contiguous()
         times = forward_times(networks, images, threads=threads, seconds=_SECONDS)
-        found[batch] = tuple(statistics.median(each) for each in times)
-    return found
+        by_batch[batch] = tuple(statistics.median(each) for each in times)
+    return by_batch
 
 
 def _intervals(run: FinishedRun, info: Mapping[str, Any]) -> str:

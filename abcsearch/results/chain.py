@@ -127,7 +127,7 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
         ConfigError: if links lose in this order, or an option is unknown or out of range.
         ModelError, ExportError, DataError: as the transforms, `train` and `export`.
     """
-    transforms_ = [part if isinstance(part, Part) else Part.of(part) for part in transforms]
+    transforms_ = [chosen if isinstance(chosen, Part) else Part.of(chosen) for chosen in transforms]
     recipe = recipe or Recipe(lr=0.02)
     model = baked(model)
     check_chain(transforms_, model, data, recipe)
@@ -143,9 +143,9 @@ def apply_chain(  # noqa: PLR0913 - all but the first four have a good default
     )
     work.folder.mkdir(parents=True, exist_ok=True)
     links = [_begun(copy.deepcopy(model).cpu().eval(), work)]
-    for number, part in enumerate(transforms_, start=1):
-        transform = make_transform(part.name, part.options)
-        links.append(_linked(number, part, transform, links[-1], work))
+    for number, chosen in enumerate(transforms_, start=1):
+        transform = make_transform(chosen.name, chosen.options)
+        links.append(_linked(number, chosen, transform, links[-1], work))
     known = _known(work.folder)
     goal = find_objective(data.objective)
     chain = Chain(
@@ -227,29 +227,29 @@ class _Made:
     untrained: Mapping[str, float] | None = None
 
 
-def _linked(number: int, part: Part, transform: Transform, before: Link, work: _Work) -> Link:
+def _linked(number: int, chosen: Part, transform: Transform, before: Link, work: _Work) -> Link:
     """Returns a link: that which is there, or a new one."""
     recipe = recipe_of(transform.options, work.recipe)
     plain = None if recipe is None else plain_recipe(recipe)
-    identity = identity_of(before.identity, part.name, dict(part.options), plain, work.seed)
-    known = _kept(number, part.name, identity, work)
+    identity = identity_of(before.identity, chosen.name, dict(chosen.options), plain, work.seed)
+    known = _kept(number, chosen.name, identity, work)
     if known is not None:
         return known
-    doing(f"link {number}, {part.name}")
+    doing(f"link {number}, {chosen.name}")
     model = work.opened(link_folder(work.folder, number - 1, before.name), before)
-    applied = _applied(part.name, transform, model, work)
+    applied = _applied(chosen.name, transform, model, work)
     made, untrained = applied.model.eval(), None
     if recipe is not None:
         untrained = score(made, work.data.test, objective=work.data.objective)
-        made = _trained(number, part.name, transform, made, recipe, identity, work)
+        made = _trained(number, chosen.name, transform, made, recipe, identity, work)
     elif transform.calibration():
         _calibrated(made, work.data, transform.calibration())
     link = _Made(
-        name=part.name,
+        name=chosen.name,
         identity=identity,
         model=made,
         transform=transform,
-        part=part,
+        part=chosen,
         applied=applied,
         recipe=recipe,
         untrained=untrained,

@@ -106,7 +106,7 @@ def _costs(network: nn.Module, before: Link | None, data: Data) -> dict[str, int
 def timed(chain: Chain, opened: Open, data: Data) -> Chain:
     """Returns a chain with the forward times of all links, in turns, so that a busy machine slows all of them alike."""
     networks = [opened(chain.place(number), link) for number, link in enumerate(chain.links)]
-    found = [
+    times = [
         Time(runtime="torch", batch=batch, median_ms=_medians(networks, data, batch, chain.threads))
         for batch in BATCHES
     ]
@@ -120,8 +120,8 @@ def timed(chain: Chain, opened: Open, data: Data) -> Chain:
         for batch in BATCHES if there else ():
             medians = iter(_medians(there, data, batch, chain.threads))
             every = tuple(None if session is None else next(medians) for session in sessions)
-            found.append(Time(runtime="onnxruntime", batch=batch, median_ms=every))
-    return replace(chain, times=tuple(found), untimed=untimed if any(untimed) else ())
+            times.append(Time(runtime="onnxruntime", batch=batch, median_ms=every))
+    return replace(chain, times=tuple(times), untimed=untimed if any(untimed) else ())
 
 
 def _session(network: nn.Module, path: Path, data: Data) -> nn.Module | str | None:

@@ -206,8 +206,8 @@ def evaluate_checkpoint(
 
 def _measured(  # noqa: PLR0913 - what is measured, and what is known of it
     model: nn.Module,
-    found: Data,
-    place: Path,
+    data: Data,
+    where: Path,
     options: EvaluationOptions,
     *,
     files: Sequence[Path],
@@ -217,18 +217,18 @@ def _measured(  # noqa: PLR0913 - what is measured, and what is known of it
 ) -> Measured:
     """Returns what a network is worth on its data, and how long its passes take."""
     device = find_device(options.device)
-    _check_fit(model, found, place)
-    images = found.test if options.split == "test" else found.validation
-    metrics = score(model.to(device), images, objective=found.objective)
-    if "top5" in metrics and found.objective == "classification" and found.classes <= 5:
+    _check_fit(model, data, where)
+    images = data.test if options.split == "test" else data.validation
+    metrics = score(model.to(device), images, objective=data.objective)
+    if "top5" in metrics and data.objective == "classification" and data.classes <= 5:
         del metrics["top5"]  # always 1
-    example = found.example
+    example = data.example
     sizes = sorted({1, options.batch})
     batches = {size: repeated(example, size).to(device) for size in sizes}
     latency = {n: _median_ms(model, batch, options.threads) for n, batch in batches.items()}
     return Measured(
-        path=str(place),
-        data=found.name,
+        path=str(where),
+        data=data.name,
         split=options.split,
         images=len(images),
         metrics=metrics,
@@ -264,25 +264,25 @@ def _says_scale(info: Mapping[str, Any]) -> bool:
     return isinstance(table, Mapping) and table.get("mean") is not None
 
 
-def _check_costs(info: Mapping[str, Any], place: Path) -> None:
+def _check_costs(info: Mapping[str, Any], where: Path) -> None:
     """Raises ExportError where an export says of its costs what is no number."""
     for name in ("macs", "params"):
         if type(info.get(name, 0)) not in (int, type(None)):
-            msg = f"export {place} is damaged: info.{name} is a whole number, found {info[name]!r:.80}"
+            msg = f"export {where} is damaged: info.{name} is a whole number, found {info[name]!r:.80}"
             raise ExportError(f"{msg}; write it again with: abcsearch export RUN_DIR")
 
 
-def _refuse_run(place: Path) -> None:
+def _refuse_run(where: Path) -> None:
     """Raises ExportError for a run folder, which is not the export in it."""
-    if (place / "run.json").is_file() and not (place / "plan.json").is_file():
-        there = (place / "export" / "plan.json").is_file()
-        todo = "" if there else f"first: abcsearch export {quoted(place)}; then: "
-        todo += f"abcsearch evaluate {quoted(place / 'export')}"
-        msg = f"{place} is a run folder, evaluated is an export of it; {todo}"
+    if (where / "run.json").is_file() and not (where / "plan.json").is_file():
+        there = (where / "export" / "plan.json").is_file()
+        todo = "" if there else f"first: abcsearch export {quoted(where)}; then: "
+        todo += f"abcsearch evaluate {quoted(where / 'export')}"
+        msg = f"{where} is a run folder, evaluated is an export of it; {todo}"
         raise ExportError(msg)
 
 
-def _data_of(place: Path, info: Mapping[str, Any], *, vouched: bool) -> Part:
+def _data_of(where: Path, info: Mapping[str, Any], *, vouched: bool) -> Part:
     """Returns the name and options of the data that an export says its run had.
 
     Raises:
@@ -291,17 +291,17 @@ def _data_of(place: Path, info: Mapping[str, Any], *, vouched: bool) -> Part:
     """
     named = info.get("data")
     if not isinstance(named, Mapping) or not isinstance(named.get("name"), str):
-        msg = f"{place} does not say what data it is for; give them: --data, a config, a run folder or a data set"
+        msg = f"{where} does not say what data it is for; give them: --data, a config, a run folder or a data set"
         raise ExportError(msg)
     data = Part.of(named)
     if not vouched and reads_files(data.name):
-        msg = f"{place} comes from elsewhere and says that its data are {data.name!r}, {dict(data.options)!r:.200}; an "
+        msg = f"{where} comes from elsewhere and says that its data are {data.name!r}, {dict(data.options)!r:.200}; an "
         msg += "export does not decide what is imported or read: give them (--data), or trust it (--trust)"
         raise ExportError(msg)
     return data
 
 
-def _check_fit(model: nn.Module, data: Data, place: Path) -> None:
+def _check_fit(model: nn.Module, data: Data, where: Path) -> None:
     """Raises ModelError unless a network takes the images of some data."""
     try:
         with torch.inference_mode():
@@ -309,5 +309,5 @@ def _check_fit(model: nn.Module, data: Data, place: Path) -> None:
     except Exception as error:  # of the network, or of what runs the file
         example, shape = data.example, described(data.example[:1])
         shape = shape if isinstance(example, Example) else tuple(example.shape[1:])
-        msg = f"{place} does not take the images of {data.name}, {shape}: {one_line(str(error), 300)}; see --data"
+        msg = f"{where} does not take the images of {data.name}, {shape}: {one_line(str(error), 300)}; see --data"
         raise ModelError(msg) from error

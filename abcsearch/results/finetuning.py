@@ -141,10 +141,12 @@ def finetune_run(  # noqa: PLR0913 - all but the first have a default
     )
     recipe, task = wanted.recipe, run.result.task
     chosen = _chosen(run, only)
-    for own in map(wanted.recipe_of, chosen):
-        check_training(own, task.data.train, task.data.objective, taught=own.taught, scored=True)
+    for planned in map(wanted.recipe_of, chosen):
+        check_training(
+            planned, task.data.train, task.data.objective, taught=planned.taught, scored=True
+        )
         if workers is not None:
-            Crew(size=workers.workers).check(own.batch_size)
+            Crew(size=workers.workers).check(planned.batch_size)
     progress = logged(run.folder, progress)
     again = finetune_command(
         run.folder.path,
@@ -313,7 +315,7 @@ def _finetune_to_shelf(
     home.check()
     training = tuned.training
     file, *others = weights_names(structure.name)
-    other = next(own for own in others if f".{recipe.keep}." not in own)
+    other = next(name for name in others if f".{recipe.keep}." not in name)
     states = {
         file: tuned.model.state_dict(),
         other: training.last if recipe.keep == "best" else training.best,

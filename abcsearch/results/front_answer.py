@@ -43,8 +43,8 @@ def interval(first: float, second: float, images: int) -> float:
 
 def smallest_within(full: float, winners: Sequence[Standing], loss: float) -> Standing | None:
     """Returns the smallest winner that loses at most so many points against the full network; None if none does."""
-    within = [own for own in winners if 100 * (full - own.accuracy) <= loss + 1e-9]
-    return min(within, key=lambda own: (own.macs, own.name), default=None)
+    within = [winner for winner in winners if 100 * (full - winner.accuracy) <= loss + 1e-9]
+    return min(within, key=lambda winner: (winner.macs, winner.name), default=None)
 
 
 def answer(
@@ -63,7 +63,7 @@ def answer(
     where = f"{plural(images, 'image')} ({split})"
     smallest = smallest_within(full, winners, loss)
     if smallest is None:
-        best = max(winners, key=lambda own: own.accuracy)
+        best = max(winners, key=lambda winner: winner.accuracy)
         change = _change(full, best, images)
         return f"{asked}: no winner; the nearest is {best.name}, {change}, on {where}"
     change, half = 100 * (full - smallest.accuracy), 100 * interval(full, smallest.accuracy, images)
@@ -71,7 +71,7 @@ def answer(
     return f"{asked}: {smallest.name} with {smallest.macs:,} MACs, {_change(full, smallest, images)}, on {where}{doubt}"
 
 
-def _change(full: float, own: Standing, images: int) -> str:
+def _change(full: float, winner: Standing, images: int) -> str:
     """Returns the accuracy of a winner against that of the full network, with an interval."""
-    change, half = 100 * (own.accuracy - full), 100 * interval(full, own.accuracy, images)
-    return f"{100 * own.accuracy:.2f} % against {100 * full:.2f} % of the full network ({change:+.2f} ± {half:.2f})"
+    change, half = 100 * (winner.accuracy - full), 100 * interval(full, winner.accuracy, images)
+    return f"{100 * winner.accuracy:.2f} % against {100 * full:.2f} % of the full network ({change:+.2f} ± {half:.2f})"

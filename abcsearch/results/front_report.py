@@ -278,10 +278,10 @@ def _change(
     """Returns how a network's test metric differs from the full one's, of fine-tunings by one recipe."""
     if scores is None or full is None or changed(asked(scores), asked(full)):
         return None
-    own, other = scores["after"][run.metric], full["after"][run.metric]
-    shares = run.metric not in SHARES or (0 <= own <= 1 and 0 <= other <= 1)
+    this, other = scores["after"][run.metric], full["after"][run.metric]
+    shares = run.metric not in SHARES or (0 <= this <= 1 and 0 <= other <= 1)
     images = len(run.result.task.data.test)
-    named = ("this", own, scores), ("full", other, full)
+    named = ("this", this, scores), ("full", other, full)
     return difference(run.metric, *named, images) if shares else None
 
 

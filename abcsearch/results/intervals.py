@@ -206,13 +206,14 @@ def difference(
         second: likewise.
         images: on which both were measured.
     """
-    (name, value, own), (other, reference, theirs) = first, second
+    (name, value, ours), (other, reference, theirs) = first, second
     if metric in SHARES:
-        hits = (own.get("hits"), theirs.get("hits"))
+        hits = (ours.get("hits"), theirs.get("hits"))
         low, high, both = _of_shares((value, reference), hits, images)
     else:
         each = [
-            unpacked_draws(_draws_in(one.get("resampled"), metric), images) for one in (own, theirs)
+            unpacked_draws(_draws_in(one.get("resampled"), metric), images)
+            for one in (ours, theirs)
         ]
         draws = [one for one in each if one is not None]
         if len(draws) < 2 or len(draws[0]) != len(draws[1]):

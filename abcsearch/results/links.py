@@ -110,7 +110,9 @@ class Link:
         kinds |= {"untrained": Mapping, "hits": list, "resampled": Mapping}
         if isinstance(plain, Mapping):
             plain = {"resampled": {}, **plain}  # which links of earlier versions do not have
-        if not isinstance(plain, Mapping) or plain.keys() != {own.name for own in fields(cls)}:
+        if not isinstance(plain, Mapping) or plain.keys() != {
+            field_.name for field_ in fields(cls)
+        }:
             msg = f"it is no link of a chain: {plain!r:.80}"
             raise ValueError(msg)
         wrong = [key for key, value in plain.items() if not isinstance(value, kinds.get(key, int))]

@@ -352,8 +352,8 @@ def open_so_far(
     _check_identity(folder, identity(task))
     contents = read_journal(folder.journal)
     mine = [trial for number, trial in sorted(contents.trials.items()) if number < config.n_trials]
-    own = config.evaluator
-    evaluator = make_evaluator(own.name, task.source, data, **own.options)
+    chosen = config.evaluator
+    evaluator = make_evaluator(chosen.name, task.source, data, **chosen.options)
     result = collected(
         folder, task, config, mine, evaluator, contents.decisions.get(config.n_trials)
     )

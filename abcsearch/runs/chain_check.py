@@ -26,14 +26,14 @@ def check_chain(parts: Sequence[Part], model: nn.Module, data: Data, recipe: Rec
         ConfigError: if links lose in this order, an option is wrong, or a recipe does not suit the data.
         ModelError, ExportError: as the transforms refuse.
     """
-    if told := order_problems([part.name for part in parts]):
+    if told := order_problems([chosen.name for chosen in parts]):
         raise ConfigError("\n".join(told))
-    for part in parts:
-        transform = make_transform(part.name, part.options)
+    for chosen in parts:
+        transform = make_transform(chosen.name, chosen.options)
         try:
             transform.check(model, data)
         except AbcSearchError as error:
-            raise type(error)(f"transform {part.name!r}: {error}") from error
+            raise type(error)(f"transform {chosen.name!r}: {error}") from error
         recipe_ = recipe_of(transform.options, recipe)
         if recipe_ is not None:
             check_training(recipe_, data.train, data.objective, taught=recipe_.taught, scored=True)

@@ -328,11 +328,11 @@ def run_front_config(  # noqa: PLR0913 - all but the first two have a default
     data = LoadedOnce(load)
 
     def run_one(
-        config: RunConfig, own: RunFolder, shared: Shared, where: Executor, shown: Progress
+        config: RunConfig, subfolder: RunFolder, shared: Shared, where: Executor, shown: Progress
     ) -> SearchResult:
         return run_config(
             config,
-            own.path,
+            subfolder.path,
             load=data,
             executor=where,
             progress=shown,

@@ -183,23 +183,23 @@ class Flights:
             raise self._broken(error) from error
         self._found(number, stage, evaluation)
 
-    def _found(self, number: int, stage: str | None, found: Evaluation) -> None:
-        metrics, means = without_groups(found)
-        found = replace(found, metrics=metrics)
+    def _found(self, number: int, stage: str | None, evaluation: Evaluation) -> None:
+        metrics, means = without_groups(evaluation)
+        evaluation = replace(evaluation, metrics=metrics)
         if means and stage != "first":  # those of the first stage decide nothing
             self._journal.note("groups", number, means=means)
         if stage == "first" and self._stages is not None:
-            self._journal.note("first", number, evaluation=cheap(found).to_plain())
+            self._journal.note("first", number, evaluation=cheap(evaluation).to_plain())
             self._stages.arrived(number)
             self._decide(self._stages)
         elif stage == "second":
-            self._finish(number, trained(self._journal.contents.first[number], found))
+            self._finish(number, trained(self._journal.contents.first[number], evaluation))
         else:
-            self._finish(number, found)
+            self._finish(number, evaluation)
 
-    def _finish(self, number: int, found: Evaluation) -> None:
+    def _finish(self, number: int, evaluation: Evaluation) -> None:
         del self._candidates[number]
-        self._ready.append((number, found))
+        self._ready.append((number, evaluation))
 
     def _decide(self, stages: _Stages) -> None:
         """Sends those that are promoted to the second stage; the others have finished."""

@@ -183,11 +183,11 @@ def search(  # noqa: PLR0913 - the one entry point; everything but the first thr
         return run_seeds(
             seeds,
             run_dir,
-            lambda own, path: run_here(
+            lambda one_seed, path: run_here(
                 RunFolder(path),
                 model,
                 data,
-                replace(settings, seed=own),
+                replace(settings, seed=one_seed),
                 brought,
                 executor,
                 progress,

@@ -88,10 +88,10 @@ class FrontFolder:
         Raises:
             TrustError: if the user has not written it and its settings name code, files or addresses.
         """
-        own = is_own(KIND, self.record)
-        if not trust and not (own and written_here(self.record)):
+        ours = is_own(KIND, self.record)
+        if not trust and not (ours and written_here(self.record)):
             leave_working_folder()
-        reached = [] if trust or own else [*reached_by(self.record["settings"])]
+        reached = [] if trust or ours else [*reached_by(self.record["settings"])]
         if reached:
             msg = (
                 f"{self.folder.path} comes from elsewhere: it would have {', '.join(dict.fromkeys(reached))}. If you "

@@ -102,11 +102,11 @@ class Front(Generic[S]):
             for index, budget in enumerate(self.budgets, start=1)
         )
 
-    def run(self, place: int) -> S:
+    def run(self, index: int) -> S:
         """Returns the settings of the run of one budget, which knows the runs before it."""
-        before = tuple(f"../{name}" for name in self.names[:place])
+        before = tuple(f"../{name}" for name in self.names[:index])
         known = (*self.settings.known, *before)
-        return replace(self.settings, budget=self.budgets[place], n_trials=self.trials, known=known)
+        return replace(self.settings, budget=self.budgets[index], n_trials=self.trials, known=known)
 
     def to_plain(self) -> dict[str, Any]:
         """Returns the front as plain JSON values."""

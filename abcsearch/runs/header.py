@@ -57,10 +57,10 @@ def trusted_header(folder: RunFolder, *, trust: bool = False) -> dict[str, Any]:
     if not folder.sealed("run.json"):
         msg = f"{folder.path} was written by an older version: its files have no checksums yet, damage may go unseen"
         warnings.warn(msg, stacklevel=3)
-    own = is_own(KIND, header)
-    if not trust and not (own and written_here(header)):
+    ours = is_own(KIND, header)
+    if not trust and not (ours and written_here(header)):
         leave_working_folder()
-    if trust or own:
+    if trust or ours:
         return header
     reached = [*reached_by(header["settings"])]
     if reached:

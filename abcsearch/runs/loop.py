@@ -302,14 +302,14 @@ class _Search:
             self._finish(number, evaluation)
         self._standing.show(self._flights.workers)
 
-    def _finish(self, number: int, found: Evaluation) -> None:
+    def _finish(self, number: int, evaluation: Evaluation) -> None:
         """Writes a finished trial down; the searcher is told where the schedule has it hear at once."""
         candidate, costs = self._open[number], self._loop.costs
         macs, params = (
             known or int(count([candidate])[0])
-            for known, count in ((found.macs, costs.macs), (found.params, costs.params))
+            for known, count in ((evaluation.macs, costs.macs), (evaluation.params, costs.params))
         )
-        trial = Trial(number, candidate, replace(found, macs=macs, params=params))
+        trial = Trial(number, candidate, replace(evaluation, macs=macs, params=params))
         self._journal.append(trial)
         self._missing -= 1
         self._seen[candidate] = trial.evaluation
@@ -318,7 +318,7 @@ class _Search:
         twins = self._twins.pop(candidate, [])
         self._standing.add(trial, self._flights.workers)
         for twin in twins:
-            self._finish(twin, replace(found, seconds=0.0))
+            self._finish(twin, replace(evaluation, seconds=0.0))
 
     def _tell_next(self) -> bool:
         """Tells the searcher of the next trial in the order of asking; returns whether there is one to be told.

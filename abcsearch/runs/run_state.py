@@ -138,9 +138,9 @@ class Standing:
 
     def write_population(self, searcher: Searcher, told: int) -> None:
         """Writes population.json: what the searcher works from, or the best trials where it has no population (yet)."""
-        own = searcher.population()
-        trials = [self._trials[candidate] for candidate in own if candidate in self._trials]
-        if not own:
+        population = searcher.population()
+        trials = [self._trials[candidate] for candidate in population if candidate in self._trials]
+        if not population:
             succeeded = (
                 trial for trial in self._trials.values() if trial.evaluation.failure is None
             )
@@ -149,7 +149,7 @@ class Standing:
             )
         what = (
             f"population of {searcher.name}"
-            if own
+            if population
             else f"best trials ({searcher.name} has no population now)"
         )
         members = [_member(trial, searcher.space) for trial in trials]

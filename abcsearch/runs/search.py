@@ -155,9 +155,13 @@ def front_here(  # noqa: PLR0913 - all that a search from Python has
         raise ConfigError(msg)
 
     def run_one(
-        settings: SearchSettings, own: RunFolder, shared: Shared, where: Executor, shown: Progress
+        settings: SearchSettings,
+        subfolder: RunFolder,
+        shared: Shared,
+        where: Executor,
+        shown: Progress,
     ) -> SearchResult:
-        return run_here(own, model, data, settings, brought, where, shown, watchers, shared)
+        return run_here(subfolder, model, data, settings, brought, where, shown, watchers, shared)
 
     return run_front(front, folder, run_one, executor=executor, progress=progress, before=before)
 

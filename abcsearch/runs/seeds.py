@@ -108,7 +108,7 @@ class SeedsResult(Summarised):
             "macs": [float(trial.evaluation.macs) for trial in best],
             "params": [float(trial.evaluation.params) for trial in best],
             "seconds of evaluations": [
-                sum(own.evaluation.seconds for own in result.trials) for result in self.results
+                sum(trial.evaluation.seconds for trial in result.trials) for result in self.results
             ],
         }
         return [Spread.of(name, values) for name, values in rows.items()]

@@ -67,11 +67,11 @@ def complete(settings: Mapping[str, Any], metric: str | None = None) -> dict[str
     return settings_
 
 
-def _dated(kind: str, part: dict[str, Any]) -> dict[str, Any]:
+def _dated(kind: str, plain: dict[str, Any]) -> dict[str, Any]:
     """Returns a plain part of a kind with the options that earlier versions did not have, as these had their effect."""
     if kind == "evaluator":
-        return asdict(Part(**part).completed(BEFORE))
-    return asdict(Part(**part).searching(former=True)) if kind == "searcher" else part
+        return asdict(Part(**plain).completed(BEFORE))
+    return asdict(Part(**plain).searching(former=True)) if kind == "searcher" else plain
 
 
 def _stages(evaluator: str) -> tuple[str, ...]:

@@ -84,16 +84,16 @@ class _Measured:
         """Returns what the evaluator finds on all images; the time was measured, and allowed, before."""
         return cast("racing.Finalist", self.evaluator).in_full(candidate, seed)
 
-    def _timed(self, found: Evaluation, candidate: Candidate, seed: int) -> Evaluation:
+    def _timed(self, evaluation: Evaluation, candidate: Candidate, seed: int) -> Evaluation:
         """Returns an evaluation with latency_ms among the metrics, failed if that is outside of the limit."""
-        if found.failure is not None:
-            return found
+        if evaluation.failure is not None:
+            return evaluation
         network, limit = self.source.network(candidate, seed), self.limit
         turns = in_turns([network], copy.deepcopy(self.full), self.example, self.options)
         # At the speed that the machine had when the budget was bound
         time = float(turns.shares[0]) * self.full_ms
-        metrics: Mapping[str, float] = {**found.metrics, "latency_ms": time}
+        metrics: Mapping[str, float] = {**evaluation.metrics, "latency_ms": time}
         if limit.low <= time <= limit.high:
-            return replace(found, metrics=metrics)
+            return replace(evaluation, metrics=metrics)
         why = f"latency of {time:.3g} ms is outside of {limit.low:.3g} to {limit.high:.3g} ms"
-        return replace(found, metrics=metrics, fitness=None, failure=why)
+        return replace(evaluation, metrics=metrics, fitness=None, failure=why)

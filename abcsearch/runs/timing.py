@@ -99,7 +99,8 @@ def evaluation_time(
         return _stage_time(task, settings, candidate, name, options, patience)
     every = stages(record(**options))
     times = [
-        _stage_time(task, settings, candidate, stage, own, patience) for stage, own, _ in every
+        _stage_time(task, settings, candidate, stage, its_options, patience)
+        for stage, its_options, _ in every
     ]
     return Estimate(
         seconds=sum(share * time.seconds for (_, _, share), time in zip(every, times, strict=True)),
@@ -118,12 +119,12 @@ def _stage_time(
 ) -> Estimate:
     """Returns how long one evaluator takes."""
 
-    def timed(own: dict[str, Any], work: float) -> _Part:
+    def timed(used: dict[str, Any], work: float) -> _Part:
         start = time.perf_counter()
         # What there is to warn of has been said when the run's own was made
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            evaluator = make_evaluator(name, task.source, task.data, **own)
+            evaluator = make_evaluator(name, task.source, task.data, **used)
         evaluation = evaluate(measured(evaluator, task, settings), candidate, settings.seed)
         return _Part(work, evaluation.seconds, time.perf_counter() - start, evaluation.failure)
 
@@ -262,7 +263,8 @@ def preparation_time(
     rest = time.perf_counter() - start - trainer.waited + sum(sparing.spared)
     shares = [estimate.share for estimate in trainer.estimates]
     return Estimate(
-        seconds=rest + sum(own.seconds for own in trainer.estimates), share=min(shares, default=1.0)
+        seconds=rest + sum(estimate.seconds for estimate in trainer.estimates),
+        share=min(shares, default=1.0),
     )
 
 

@@ -145,13 +145,13 @@ class Searcher(ABC):
     def _begin(self) -> None:  # noqa: B027 - not all searchers remember something
         """Sets up what the subclass remembers; the last step of construction."""
 
-    def _start(self, place: int, start: Any) -> Candidate:  # noqa: ANN401 - a structure or a keep ratio
+    def _start(self, index: int, start: Any) -> Candidate:  # noqa: ANN401 - a structure or a keep ratio
         """Returns a warm start as a structure inside the budget."""
         try:
             structure = self.space.uniform(float(start)) if is_ratio(start) else start
             inside = self.space.at(self.space.indices(structure))
         except CandidateError as error:
-            msg = f"searcher.initial[{place}]: {error}"
+            msg = f"searcher.initial[{index}]: {error}"
             raise CandidateError(msg) from error
         return self.constraint.repair(inside, self.rng)
 

@@ -130,8 +130,8 @@ class DDPG(Searcher):
         """Remembers the episodes, then updates the networks."""
         learning = max(0, min(len(batch), self._episodes + len(batch) - self.options.warmup))
         self._episodes += len(batch)
-        found = [self._reward(trial) for trial in batch]
-        rewards = [None if reward is None else min(max(reward, -_MOST), _MOST) for reward in found]
+        raw = [self._reward(trial) for trial in batch]
+        rewards = [None if reward is None else min(max(reward, -_MOST), _MOST) for reward in raw]
         self._lowest = min(self._lowest, *(r for r in rewards if r is not None), math.inf)
         if math.isinf(self._lowest):
             return

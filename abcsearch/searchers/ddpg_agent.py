@@ -65,7 +65,7 @@ class _Network:
             for shape in ((n_out, n_in), (n_out,)):
                 uniform = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
                 drawn.append((2 * uniform - 1) * limit)
-        flat = torch.cat([part.flatten() for part in drawn])
+        flat = torch.cat([tensor.flatten() for tensor in drawn])
         self.arrays = {
             "weights": flat,
             "target": flat.clone(),
@@ -74,8 +74,8 @@ class _Network:
         }
         self.weights, self.target = (
             [
-                part.view(like.shape)
-                for part, like in zip(whole.split([d.numel() for d in drawn]), drawn, strict=True)
+                piece.view(like.shape)
+                for piece, like in zip(whole.split([d.numel() for d in drawn]), drawn, strict=True)
             ]
             for whole in (flat, self.arrays["target"])
         )

@@ -79,18 +79,21 @@ class Evolution(Searcher):
     def _propose(self) -> list[Candidate]:
         """Returns one generation."""
         batch: list[Candidate] = []
-        for place in range(self.options.population):
-            candidate = self._fresh(lambda place=place: self._child(place))
+        for position in range(self.options.population):
+            candidate = self._fresh(lambda position=position: self._child(position))
             if candidate is None:
                 break
             batch.append(candidate)
         return batch
 
-    def _child(self, place: int) -> Candidate:
+    def _child(self, position: int) -> Candidate:
         """Returns a structure for a place of the generation: first mutations, then crossovers, then random ones."""
         parents = self.population()
-        crossing = place >= self.options.mutations
-        if len(parents) < 1 + crossing or place >= self.options.mutations + self.options.crossovers:
+        crossing = position >= self.options.mutations
+        if (
+            len(parents) < 1 + crossing
+            or position >= self.options.mutations + self.options.crossovers
+        ):
             return self._random()
         chosen: list[int] = self.rng.permutation(len(parents)).tolist()
         if crossing:

@@ -134,7 +134,7 @@ class NSGA2(Searcher):
     def _winner(self) -> Candidate:
         """Returns the better of two random members: of an earlier front, or of the same with more room around it."""
         pair: list[int] = self.rng.integers(len(self._members), size=2).tolist()
-        return self._members[min(pair, key=lambda place: (self._ranks[place], -self._gaps[place]))]
+        return self._members[min(pair, key=lambda index: (self._ranks[index], -self._gaps[index]))]
 
     def _learn(self, batch: list[Trial]) -> None:
         """Keeps the best fronts of parents and children."""

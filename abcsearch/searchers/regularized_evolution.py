@@ -87,7 +87,7 @@ class RegularizedEvolution(Searcher):
         if not self._alive:
             return self._random()
         drawn = self.rng.integers(len(self._alive), size=self.options.sample_size).tolist()
-        winner = max(drawn, key=lambda place: self._alive[place][1])
+        winner = max(drawn, key=lambda index: self._alive[index][1])
         return self._grown(mutate_one(self.space, self._alive[winner][0], self.rng))
 
     def _learn(self, batch: list[Trial]) -> None:

@@ -188,7 +188,7 @@ class ResponseSurface(Searcher):
         """Returns the first new structure of every ranking; where a ranking has none, a random one."""
         batch: list[Candidate] = []
         for ranking in rankings:
-            candidate = self._fresh(lambda own=ranking: next(own, None) or self._random())
+            candidate = self._fresh(lambda ranking=ranking: next(ranking, None) or self._random())
             if candidate is None:
                 break
             batch.append(candidate)

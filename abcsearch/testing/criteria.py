@@ -111,9 +111,9 @@ class CriteriaContract(SearcherPlay):
             assert space.canonical(trial.candidate) == trial.candidate
             assert constraint.allows(trial.candidate)
         rows = np.array([trial.candidate for trial in trials])
-        for place in np.flatnonzero(~space.ordered):
-            varies = len(np.unique(rows[:, place])) > 1
-            assert varies == (space.last_indices[place] > 0), space.dimensions[place].name
+        for index in np.flatnonzero(~space.ordered):
+            varies = len(np.unique(rows[:, index])) > 1
+            assert varies == (space.last_indices[index] > 0), space.dimensions[index].name
 
     def test_a_small_space_with_criteria_is_exhausted(self) -> None:
         """Where a width is full its criterion says nothing: such structures are proposed once."""

@@ -81,13 +81,13 @@ def _selected(model: nn.Module, returned: Any) -> Any:  # noqa: ANN401 - network
     return returned if select is None else select(returned)
 
 
-def _are_places(found: Any) -> bool:  # noqa: ANN401 - networks return anything
+def _are_places(selected: Any) -> bool:  # noqa: ANN401 - networks return anything
     """Returns whether something is numbers of all places, (batch, places, 4 + classes)."""
     return (
-        isinstance(found, torch.Tensor)
-        and found.ndim == 3
-        and found.shape[2] > 4
-        and found.is_floating_point()
+        isinstance(selected, torch.Tensor)
+        and selected.ndim == 3
+        and selected.shape[2] > 4
+        and selected.is_floating_point()
     )
 
 

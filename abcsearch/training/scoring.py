@@ -116,8 +116,8 @@ class Tally:
                 sums = torch.stack([values.sum(dtype=torch.float64) for values in each])
                 self._sums = sums + (0.0 if self._sums is None else self._sums)
             if each and self._every is not None:
-                own = each[: len(goal.metrics)]
-                self._every.append(torch.stack([values.double() for values in own]).cpu())
+                to_labels = each[: len(goal.metrics)]
+                self._every.append(torch.stack([values.double() for values in to_labels]).cpu())
             if self._kept in self._names:
                 self._values.append(each[self._names.index(self._kept)].double())
             first += len(labels)

@@ -36,10 +36,10 @@ def resampled(values: list[float], truth: list[float]) -> np.ndarray:
     draws = numpy_stream(0, "resampled structures").integers(
         len(truth), size=(RESAMPLES, len(truth))
     )
-    times = np.stack([np.bincount(own, minlength=len(truth)) for own in draws]).astype(float)
+    times = np.stack([np.bincount(drawn, minlength=len(truth)) for drawn in draws]).astype(float)
     a, b = (
-        np.greater.outer(own, own) - 1.0 * np.less.outer(own, own)
-        for own in (np.array(values), np.array(truth))
+        np.greater.outer(ranked, ranked) - 1.0 * np.less.outer(ranked, ranked)
+        for ranked in (np.array(values), np.array(truth))
     )
 
     def summed(pairs: np.ndarray) -> np.ndarray:

@@ -205,12 +205,12 @@ def accuracies(data: Path, images: torch.Tensor, labels: torch.Tensor) -> bool:
     for checkpoint in CHECKPOINTS:
         model, split = load(checkpoint, data), normalised(images, labels, checkpoint)
         params, macs = sizes(model, split.images[:1])
-        found = 100 * score(model, split, batch_size=BATCH)["top1"]
+        measured = 100 * score(model, split, batch_size=BATCH)["top1"]
         stated = "-" if checkpoint.stated is None else f"{checkpoint.stated:.2f}"
-        right = right and (checkpoint.stated is None or abs(found - checkpoint.stated) <= 0.05)
+        right = right and (checkpoint.stated is None or abs(measured - checkpoint.stated) <= 0.05)
         model_name = " ".join([checkpoint.model, *checkpoint.options.values()])
         say(
-            f"| {checkpoint.file} | {model_name} | {params:,} | {macs:,} | {stated} | {found:.2f} |"
+            f"| {checkpoint.file} | {model_name} | {params:,} | {macs:,} | {stated} | {measured:.2f} |"
         )
     return right
 
@@ -233,11 +233,11 @@ def removal(data: Path, images: torch.Tensor, labels: torch.Tensor) -> bool:
         say(
             f"| {name} | {params:,} | {macs:,} | {100 * score(network, split, batch_size=BATCH)['top1']:.2f} |"
         )
-    part = split.images[::20].double()
+    some = split.images[::20].double()
     with torch.inference_mode():
-        before, after = model.double()(part), shrunk.model.double()(part)
+        before, after = model.double()(some), shrunk.model.double()(some)
     largest = float((before - after).abs().max())
-    say(f"\nLargest change of a logit over {len(part)} images, in double precision: {largest:.1e}")
+    say(f"\nLargest change of a logit over {len(some)} images, in double precision: {largest:.1e}")
     return (
         largest < 1e-9
         and bool(shrunk.rows)

@@ -77,7 +77,7 @@ def main() -> int:
                 )
                 sys.stderr.write(f"{count} layers, {command}: {cells[command][-1]}\n")
     rows = [["command", *(f"{count} layers" for count in layers)], ["---"] * (len(layers) + 1)]
-    rows += [[f"`{command}`", *found] for command, found in cells.items()]
+    rows += [[f"`{command}`", *texts] for command, texts in cells.items()]
     sys.stdout.writelines(f"| {' | '.join(row)} |\n" for row in rows)
     return int(failed)
 

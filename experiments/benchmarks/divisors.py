@@ -115,7 +115,7 @@ def row(
         metric="top1", calibration_images=512, validation_images=500, finalists=0
     )
     evaluator = AdaptiveBN(source, of.data, scoring)
-    fitness = np.array([evaluator(own, 0).fitness or 0.0 for own in candidates])
+    fitness = np.array([evaluator(candidate, 0).fitness or 0.0 for candidate in candidates])
     latency = LatencyOptions(runtime=arguments.runtime)
     turns = measured_structures(of.model, of.graph, of.data.example, np.array(candidates), latency)
     inside = turns.shares <= arguments.latency
@@ -175,7 +175,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     records = [json.loads(line) for line in lines]
-    known = {(own["network"], own["divisor"], own["seed"], own["latency_ms"]) for own in records}
+    known = {(old["network"], old["divisor"], old["seed"], old["latency_ms"]) for old in records}
     torch.set_num_threads(1)
     try:
         check_onnx()

@@ -205,7 +205,7 @@ def compared(
         work()  # once for caches and code paths
     times = [(timed(ours, device), timed(bare, device)) for _ in range(repeats)]
     return [
-        *(statistics.median(own) for own in zip(*times, strict=True)),
+        *(statistics.median(seconds) for seconds in zip(*times, strict=True)),
         statistics.median(a / b for a, b in times),
     ]
 

@@ -121,29 +121,37 @@ class Part:
 class Bench:
     """What all structures of a part are built from, and scored with."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, section: Part) -> None:
         """Loads the data, and trains or loads the base network."""
-        self.config = config = replace(part.config, seed=part.seed)
+        self.config = config = replace(section.config, seed=section.seed)
         self.data = load_run_data(config)
-        self.model = config.model.build(part.seed).eval()
+        self.model = config.model.build(section.seed).eval()
         graph = trace_channels(self.model, self.data.example)
-        self.candidates = structures(part, graph)  # before training, for there may be too few
+        self.candidates = structures(section, graph)  # before training, for there may be too few
         if config.model.checkpoint is not None:
             load_checkpoint(self.model, config.model.checkpoint)
         elif config.pretrain is not None:
-            train(self.model, self.data.train, config.pretrain, seed=part.seed, stream="pretrain")
+            train(
+                self.model, self.data.train, config.pretrain, seed=section.seed, stream="pretrain"
+            )
         self.model.eval()
         order = torch.randperm(
-            len(self.data.train), generator=torch_stream(part.seed, "ranking images")
+            len(self.data.train), generator=torch_stream(section.seed, "ranking images")
         )
         chosen = self.data.train.part(order[:256]).loaded()
         ranking = rank_channels(
-            self.model, graph, part.criterion, data=(chosen.images, chosen.labels), seed=part.seed
+            self.model,
+            graph,
+            section.criterion,
+            data=(chosen.images, chosen.labels),
+            seed=section.seed,
         )
         self.costs = graph.costs
         source = Sliced(self.model, graph, ranking)
         if config.prepare is not None:
-            source = prepared_source(replace(config, criterion=part.criterion), source, self.data)
+            source = prepared_source(
+                replace(config, criterion=section.criterion), source, self.data
+            )
         self.builder = AdaptiveBN(source, self.data, AdaptiveBNOptions(calibration_images=1024))
         # neg_kl as the metric: the others come with it.
         common = {
@@ -152,7 +160,7 @@ class Bench:
         }
         self.evaluators = {
             name: make_evaluator(SCORED[name][0], source, self.data, **common, **SCORED[name][1])
-            for name in part.scored
+            for name in section.scored
         }
         self.full = score(self.model, self.data.test)["top1"]
 
@@ -170,66 +178,66 @@ def prepared_source(config: RunConfig, source: Sliced, data: Data) -> Source:
 _benches: dict[tuple[int, str, int], Bench] = {}  # the last one of this process
 
 
-def bench(part: Part) -> Bench:
+def bench(section: Part) -> Bench:
     """Returns what a part needs, made once per process."""
-    key = part.seed, part.criterion, part.structures
+    key = section.seed, section.criterion, section.structures
     if key not in _benches:
         _benches.clear()
-        _benches[key] = Bench(part)
+        _benches[key] = Bench(section)
     return _benches[key]
 
 
-def structures(part: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - a graph
+def structures(section: Part, graph: Any) -> list[tuple[int, ...]]:  # noqa: ANN401 - a graph
     """Returns random structures inside the shares of MACs, the same for every criterion; of more, these come first.
 
     Raises:
         ConfigError: if the network has too few of them.
     """
-    options = part.config.space
+    options = section.config.space
     space = graph.space(
         options.alpha, options.step, options.levels, options.divisor, options.lowest
     )
-    constraint = Budget(macs=part.macs).bind(space, graph.costs)
-    draws = numpy_stream(part.seed, "structures")
-    found: dict[tuple[int, ...], None] = {}
-    for _ in range(DRAWS * part.structures):
-        found[constraint.repair(space.sample(draws), draws)] = None
-        if len(found) == part.structures:
-            return list(found)
-    msg = f"--structures {part.structures}: {len(found)} found with --macs {part.macs[0]} {part.macs[1]}; widen it"
+    constraint = Budget(macs=section.macs).bind(space, graph.costs)
+    draws = numpy_stream(section.seed, "structures")
+    drawn: dict[tuple[int, ...], None] = {}
+    for _ in range(DRAWS * section.structures):
+        drawn[constraint.repair(space.sample(draws), draws)] = None
+        if len(drawn) == section.structures:
+            return list(drawn)
+    msg = f"--structures {section.structures}: {len(drawn)} found with --macs {section.macs[0]} {section.macs[1]}; widen it"
     raise ConfigError(msg)
 
 
-def measured(part: Part, number: int) -> dict[str, Any]:
+def measured(section: Part, number: int) -> dict[str, Any]:
     """Returns truth (turns,), macs, and metrics and seconds by fitness, of one structure; also `full`'s score."""
     torch.set_num_threads(1)
-    own = bench(part)
-    candidate = own.candidates[number]
-    found: dict[str, Any] = {
-        "full": own.full,
-        "macs": int(own.costs.macs([candidate])[0]),
+    prepared = bench(section)
+    candidate = prepared.candidates[number]
+    record: dict[str, Any] = {
+        "full": prepared.full,
+        "macs": int(prepared.costs.macs([candidate])[0]),
         "fitness": {},
     }
-    for name, evaluate in own.evaluators.items():
+    for name, evaluate in prepared.evaluators.items():
         start = time.process_time()
         metrics = evaluate(candidate, number).metrics
-        found["fitness"][name] = {"metrics": dict(metrics), "seconds": time.process_time() - start}
-    found["truth"] = [
+        record["fitness"][name] = {"metrics": dict(metrics), "seconds": time.process_time() - start}
+    record["truth"] = [
         finetune(
-            own.builder.build(candidate),
-            own.data,
-            own.config.finetune,
-            seed=part.seed + 1000 * turn,
+            prepared.builder.build(candidate),
+            prepared.data,
+            prepared.config.finetune,
+            seed=section.seed + 1000 * turn,
         ).after["top1"]
-        for turn in range(part.turns)
+        for turn in range(section.turns)
     ]
-    return found
+    return record
 
 
-def keep(part: Part, number: int, file: Path) -> None:
+def keep(section: Part, number: int, file: Path) -> None:
     """Measures a structure, and writes what was found."""
-    found = json.dumps(measured(part, number))
-    replace_file(file, lambda path: path.write_text(found))
+    text = json.dumps(measured(section, number))
+    replace_file(file, lambda path: path.write_text(text))
 
 
 def gathered(files: list[Path]) -> dict[str, Any]:
@@ -237,13 +245,13 @@ def gathered(files: list[Path]) -> dict[str, Any]:
     each = [_read(file) for file in files]
     fitness = {
         f"{name}: {metric}": (
-            [own["fitness"][name]["metrics"][metric] for own in each],
-            statistics.mean(own["fitness"][name]["seconds"] for own in each),
+            [record["fitness"][name]["metrics"][metric] for record in each],
+            statistics.mean(record["fitness"][name]["seconds"] for record in each),
         )
         for name in each[0]["fitness"]
         for metric in METRICS
     }
-    return {key: [own[key] for own in each] for key in ("macs", "truth")} | {
+    return {key: [record[key] for record in each] for key in ("macs", "truth")} | {
         "full": each[0]["full"],
         "fitness": fitness,
     }
@@ -319,12 +327,12 @@ def main() -> None:
         truth = None if arguments.truth is None else results(arguments.truth)
         if not arguments.redraw:
             criteria = measure(arguments)
-            found = {"machine": _machine(arguments.seeds), "criteria": criteria}
-            replace_file(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
-        found = results(file)
+            record = {"machine": _machine(arguments.seeds), "criteria": criteria}
+            replace_file(file, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
+        record = results(file)
         if truth is not None:
-            found = judged_by(found, truth)
-        sys.stdout.write(report(found) + "\n")
+            record = judged_by(record, truth)
+        sys.stdout.write(report(record) + "\n")
     except AbcSearchError as error:
         sys.exit(f"error: {error}")
 
@@ -338,12 +346,12 @@ def results(file: Path) -> dict[str, Any]:
     if not file.is_file():
         msg = f"{file} does not exist, or is a folder; a call without --redraw makes it"
         raise ConfigError(msg)
-    found = _read(file)
-    criteria = found.get("criteria") if isinstance(found, dict) else None
-    if not (isinstance(criteria, dict) and criteria and "machine" in found):
+    record = _read(file)
+    criteria = record.get("criteria") if isinstance(record, dict) else None
+    if not (isinstance(criteria, dict) and criteria and "machine" in record):
         msg = f"{file} holds something else than results of this benchmark"
         raise ConfigError(msg)
-    return found
+    return record
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -389,21 +397,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         for seed in arguments.seeds[: None if criterion == usual else arguments.criterion_seeds]
     ]
     files = {
-        part: [
-            arguments.runs / f"{part.seed}-{part.criterion}-{n}.json"
-            for n in range(part.structures)
+        section: [
+            arguments.runs / f"{section.seed}-{section.criterion}-{n}.json"
+            for n in range(section.structures)
         ]
-        for part in parts
+        for section in parts
     }
     pieces = {
-        str(file): functools.partial(keep, part, number, file)
-        for part in parts
-        for number, file in enumerate(files[part])
+        str(file): functools.partial(keep, section, number, file)
+        for section in parts
+        for number, file in enumerate(files[section])
         if not file.exists()
     }
     side_by_side(pieces, arguments.workers)
     return {
-        name: [gathered(own) for part, own in files.items() if part.criterion == name]
+        name: [gathered(paths) for section, paths in files.items() if section.criterion == name]
         for name in names
     }
 

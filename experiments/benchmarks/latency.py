@@ -62,7 +62,9 @@ def piece(name: str, options: LatencyOptions, count: int) -> dict[str, Any]:
     unseen = np.concatenate([random, half, inside])
     turns = measured_structures(model, graph, example, unseen, options)
     full = [[group.channels for group in graph.prunable]]
-    plain = np.array(["multiples" not in own and "rounded" not in own for own in costs.work.names])
+    plain = np.array(
+        ["multiples" not in kind and "rounded" not in kind for kind in costs.work.names]
+    )
     amounts = np.concatenate([costs.work(full), costs.work(costs.measured.structures)])[:, plain]
     coefficients = fitted(amounts, np.concatenate([[1.0], costs.measured.turns.shares]))
     macs = graph.costs.macs(np.concatenate([full, unseen]))
@@ -119,7 +121,7 @@ def main() -> None:
     records = [json.loads(line) for line in there]
     wanted = [(m, r, b) for m in arguments.models for r in arguments.runtimes
               for b in arguments.batches]  # fmt: skip
-    known = {(own["network"], own["runtime"], own["batch"]) for own in records}
+    known = {(old["network"], old["runtime"], old["batch"]) for old in records}
     lacking = set(wanted) - known
     try:
         if lacking and not arguments.only_table:

@@ -117,10 +117,10 @@ NETWORKS = {"like ConvNeXt": convnext, "like ViT": Transformer}
 
 def digits() -> Data:
     """Returns scikit-learn's digits."""
-    found: Any = load_digits()
+    bunch: Any = load_digits()
     images, labels = (
-        torch.tensor(found.images, dtype=torch.float32)[:, None] / 16,
-        torch.tensor(found.target),
+        torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16,
+        torch.tensor(bunch.target),
     )
     return Data.from_tensors(
         (images[:1400], labels[:1400]), (images[1400:], labels[1400:]), validation=0.25

@@ -114,7 +114,10 @@ def make(path: Path, n_trials: int, dimensions: int, *, old: bool) -> None:
     searcher = make_searcher("random", task.space, task.constraint, seed=settings.seed)
     choices = [dimension.choices for dimension in task.space.dimensions]
     draws = np.random.default_rng(0)
-    columns = [np.asarray(own)[draws.integers(len(own), size=n_trials)].tolist() for own in choices]
+    columns = [
+        np.asarray(column)[draws.integers(len(column), size=n_trials)].tolist()
+        for column in choices
+    ]
     candidates = list(dict.fromkeys(zip(*columns, strict=True)))
     if len(candidates) < n_trials:
         sys.exit("the space is too small for so many different structures; take more --dimensions")
@@ -166,16 +169,19 @@ def first_evaluation(path: Path, n_trials: int) -> tuple[float, float]:
     start = time.monotonic()
     subprocess.run(call, check=True, capture_output=True, env={**os.environ, _NOTE: str(note)})
     shutil.rmtree(copy)
-    found: dict[str, Any] = json.loads(note.read_text())
-    return found["at"] - start, found["cpu"]
+    noted: dict[str, Any] = json.loads(note.read_text())
+    return noted["at"] - start, noted["cpu"]
 
 
-def row(name: str, found: list[tuple[float, float]]) -> list[str]:
+def row(name: str, measured: list[tuple[float, float]]) -> list[str]:
     """Returns the row of a table: medians and ranges of seconds and of processor seconds."""
-    columns = ([pair[place] for pair in found] for place in (0, 1))
+    columns = ([pair[index] for pair in measured] for index in (0, 1))
     return [
         name,
-        *(f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f})" for own in columns),
+        *(
+            f"{statistics.median(column):.2f} ({min(column):.2f} to {max(column):.2f})"
+            for column in columns
+        ),
     ]
 
 

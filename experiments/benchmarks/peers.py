@@ -86,8 +86,8 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
     for row in whole:
         by_method.setdefault((row["method"], row["evaluations"]), []).append(row)
     for (method, _), mine in sorted(by_method.items(), key=lambda item: -_mean(item[1], "after")):
-        own = [row for row in mine if _paired(row) in ours]
-        changes = [100 * (row["after"] - ours[_paired(row)]) for row in own]
+        paired = [row for row in mine if _paired(row) in ours]
+        changes = [100 * (row["after"] - ours[_paired(row)]) for row in paired]
         cells = [
             f"`{method}`",
             str(len(mine)),

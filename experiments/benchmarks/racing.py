@@ -74,9 +74,9 @@ class Keeping:
         values = {
             name: metric(outputs, images.labels).double() for name, metric in self.metrics.items()
         }
-        arrays: dict[str, Any] = {name: own.numpy() for name, own in values.items()}
+        arrays: dict[str, Any] = {name: scores.numpy() for name, scores in values.items()}
         np.savez(self.path(candidate), **arrays)
-        means = {name: float(own.mean()) for name, own in values.items()}
+        means = {name: float(scores.mean()) for name, scores in values.items()}
         return Evaluation(fitness=means[self.evaluator.metric], metrics=means)
 
     def path(self, candidate: Candidate) -> Path:
@@ -181,12 +181,12 @@ def main(argv: list[str] | None = None) -> None:
         values = np.stack([one[metric] for one in kept])
         draws = np.random.default_rng(config.seed)
         orders = [draws.permutation(values.shape[1]) for _ in range(arguments.orders)]
-        found = [
+        races = [
             race(np.ascontiguousarray(values[:, order]), racing.FIRST_STAGE, learned)
             for order in orders
         ]
-        images, all_images, stopped, lost = np.array(found).T
-        cells = [f"{100 * own.mean():.1f}" for own in (images, all_images, stopped)]
+        images, all_images, stopped, lost = np.array(races).T
+        cells = [f"{100 * shares.mean():.1f}" for shares in (images, all_images, stopped)]
         lines.append(
             f"| {metric} | {' | '.join(cells)} | {lost.mean():.5f} | {100 * (lost > 0).mean():.1f} |"
         )

@@ -105,14 +105,14 @@ def resumed(path: Path, name: str, schedule: str, n_trials: int) -> list[dict[st
     """
     with mock.patch("os.fsync"):  # what is in the files is the same, sooner
         search(path, problem(), name, schedule, n_trials)
-    found: list[dict[str, float]] = []
+    times: list[dict[str, float]] = []
     for dropped in ([], ["searcher.json"]):
-        copy = Path(shutil.copytree(path, path.with_name(f"{path.name}-{len(found)}")))
+        copy = Path(shutil.copytree(path, path.with_name(f"{path.name}-{len(times)}")))
         for file in dropped:
             (copy / file).unlink()
-        found.append(started_anew(copy, name, schedule, n_trials + 1))
+        times.append(started_anew(copy, name, schedule, n_trials + 1))
         shutil.rmtree(copy)
-    return found
+    return times
 
 
 def main() -> None:

@@ -155,12 +155,12 @@ def check(trials: Sequence[Trial], workers: int) -> None:
     Raises:
         SystemExit: if not.
     """
-    found = [trial.evaluation for trial in trials]
-    if failed := [evaluation.failure for evaluation in found if evaluation.failure is not None]:
+    every = [trial.evaluation for trial in trials]
+    if failed := [evaluation.failure for evaluation in every if evaluation.failure is not None]:
         sys.exit(f"an evaluation failed: {failed[0]}")
-    if any(evaluation.metrics["torch"] for evaluation in found):
+    if any(evaluation.metrics["torch"] for evaluation in every):
         sys.exit("a worker has loaded torch")
-    if (there := len({evaluation.metrics["process"] for evaluation in found})) != workers:
+    if (there := len({evaluation.metrics["process"] for evaluation in every})) != workers:
         sys.exit(f"{there} of {workers} workers took part")
 
 
@@ -203,23 +203,23 @@ def throughput(arguments: argparse.Namespace) -> list[str]:
             for schedule in arguments.schedules:
                 window = 2 * workers if schedule == "rounds" else 0
                 execution = ExecutionOptions(workers=workers, schedule=schedule, window=window)
-                found: list[dict[str, float]] = []
+                measured: list[dict[str, float]] = []
                 for seed in range(arguments.repeats):
                     searcher = make_searcher("bee_colony", constraint.space, constraint, seed=seed)
                     count = workers * arguments.trials_per_worker
                     done = session(searcher, evaluator, executor, execution, count)
                     check(done.trials, workers)
-                    found.append(efficiencies(done, workers, window))
+                    measured.append(efficiencies(done, workers, window))
                     sys.stderr.write(
-                        f"{schedule}, {workers} workers, seed {seed}: {found[-1]['steady']:.3f}\n"
+                        f"{schedule}, {workers} workers, seed {seed}: {measured[-1]['steady']:.3f}\n"
                     )
-                names = list(found[0])
+                names = list(measured[0])
                 rows.append(
                     [
                         schedule,
                         str(workers),
                         str(count),
-                        *(spread([f[n] for f in found]) for n in names),
+                        *(spread([f[n] for f in measured]) for n in names),
                     ]
                 )
     return [
@@ -235,14 +235,14 @@ def resume(arguments: argparse.Namespace) -> list[str]:
         for schedule in arguments.schedules:
             sys.stderr.write(f"resume, {name}, {schedule}\n")
             with tempfile.TemporaryDirectory() as folder:
-                found = resumed(Path(folder) / "run", name, schedule, arguments.resume_trials)
-            seconds = [f"{each['resumed']:.2f}" for each in found]
+                times = resumed(Path(folder) / "run", name, schedule, arguments.resume_trials)
+            seconds = [f"{each['resumed']:.2f}" for each in times]
             rows.append(
                 [
                     name,
                     schedule,
                     *seconds,
-                    f"{statistics.mean(each['ready'] for each in found):.1f}",
+                    f"{statistics.mean(each['ready'] for each in times):.1f}",
                 ]
             )
     header = [
@@ -260,9 +260,9 @@ def evaluations(arguments: argparse.Namespace) -> list[str]:
     evaluation.CASES["resnet20"] = Case(build=resnet20, size=32, images=(512, 512, 1), batch=128)
     bench = evaluation.prepare("resnet20", "cpu")
     constraint = Budget(macs=0.5).bind(bench.graph.space(), bench.graph.costs)
-    found: dict[int, list[Session]] = {1: [], 2: []}
+    by_workers: dict[int, list[Session]] = {1: [], 2: []}
     for _ in range(arguments.repeats):  # in turns: a busy machine slows down both
-        for workers, sessions in found.items():
+        for workers, sessions in by_workers.items():
             with RayExecutor(workers) as executor:
                 start_all(executor, bench.evaluator, constraint.space.full, workers)
                 # Random search: the same structures, whoever finishes first.
@@ -277,7 +277,10 @@ def evaluations(arguments: argparse.Namespace) -> list[str]:
             str(workers),
             spread([len(each.trials) / each.seconds for each in sessions]),
             spread(
-                [one.seconds / each.seconds for one, each in zip(found[1], sessions, strict=True)]
+                [
+                    one.seconds / each.seconds
+                    for one, each in zip(by_workers[1], sessions, strict=True)
+                ]
             ),
             spread(
                 [
@@ -286,7 +289,7 @@ def evaluations(arguments: argparse.Namespace) -> list[str]:
                 ]
             ),
         ]
-        for workers, sessions in found.items()
+        for workers, sessions in by_workers.items()
     ]
     header = [
         "workers (resnet20), one thread each",

@@ -164,7 +164,7 @@ def sandwich_step(model: nn.Module, images: torch.Tensor, repeats: int) -> tuple
         every = [copy.deepcopy(model).train(), *(one.train() for one in slices)]
         times[0].append(timed(partial(lesson.step, images, labels, draws.manual_seed(number))))
         times[1].append(timed(partial(step_by_hand, every, images, labels)))
-    ours, by_hand = (statistics.median(own[1:]) for own in times)
+    ours, by_hand = (statistics.median(seconds[1:]) for seconds in times)
     return ours, by_hand
 
 
@@ -212,15 +212,15 @@ def processor() -> str:
 
 def header(repeats: int, pruning_repeats: int) -> str:
     """Returns what the numbers depend on."""
-    found: list[str] = []
+    versions: list[str] = []
     for package in ("torch", "torchvision", "numpy", "torch-pruning"):
         try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
+            versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"{package} not installed")
+            versions.append(f"{package} not installed")
     return (
         f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used; "
-        f"Python {platform.python_version()}, {', '.join(found)}; seed 0\n"
+        f"Python {platform.python_version()}, {', '.join(versions)}; seed 0\n"
         f"processor time; medians of {repeats}, {pruning_repeats} (torch-pruning) and 5 (forward); 1 trace"
     )
 

@@ -48,7 +48,7 @@ def networks(
         draws = numpy_stream(0, f"widths, divisor {divisor}")
         candidates += [constraint.repair(space.sample(draws), draws) for _ in range(structures)]
     costs = graph.costs.macs([space.full, *candidates])
-    return [model, *(slice_model(model, graph, own, ranking) for own in candidates)], (
+    return [model, *(slice_model(model, graph, candidate, ranking) for candidate in candidates)], (
         costs / costs[0]
     ).tolist()
 
@@ -57,7 +57,8 @@ def shares(made: Sequence[nn.Module], images: torch.Tensor, repeats: int) -> lis
     """Returns the median forward time of every network, as a share of the first one's."""
     repeats *= 10 if len(images) == 1 else 1  # passes of a millisecond, which anything disturbs
     medians = [
-        statistics.median(own) for own in forward_times(made, images, threads=1, repeats=repeats)
+        statistics.median(times)
+        for times in forward_times(made, images, threads=1, repeats=repeats)
     ]
     return [median / medians[0] for median in medians]
 
@@ -77,8 +78,8 @@ def rows(name: str, arguments: argparse.Namespace) -> list[list[str]]:
         shares(files, example.repeat(batch, 1, 1, 1), arguments.repeats) for batch in BATCHES
     ]
     return [
-        [name, str(divisor), *(cell(own[1 + count * place :][:count]) for own in columns)]
-        for place, divisor in enumerate(arguments.divisors)
+        [name, str(divisor), *(cell(column[1 + count * index :][:count]) for column in columns)]
+        for index, divisor in enumerate(arguments.divisors)
     ]
 
 

@@ -134,15 +134,15 @@ def symbolic_seconds(model: nn.Module, example: torch.Tensor) -> float | None:
 
 def reasons(graph: ChannelGraph) -> dict[str, int]:
     """Returns why groups stay: operation and reason, without the places in the network; and how many channels."""
-    found = collections.Counter[str]()
+    channels = collections.Counter[str]()
     for group in graph.groups:
         if group.fixed and group.fixed != OUTPUT:
             operation, colon, why = group.fixed.partition(": ")
             short = f"{operation.split(' ')[0]}: {why}" if colon else operation
-            found[re.sub(r"combined with [^:]+", "combined with another tensor", short)] += (
+            channels[re.sub(r"combined with [^:]+", "combined with another tensor", short)] += (
                 group.channels
             )
-    return dict(found)
+    return dict(channels)
 
 
 def spread(values: list[float], form: str) -> str:
@@ -178,14 +178,14 @@ def beside(rows: list[Row]) -> str:
     return spread([ours / theirs for ours, theirs in both], "{:.1f}") if both else "-"
 
 
-def table(found: dict[str, list[Row]], *, detail: bool) -> str:
+def table(families: dict[str, list[Row]], *, detail: bool) -> str:
     """Returns the Markdown table, one line per family, or per network."""
     blocks = ["blocks"] if detail else []
     shares = ["prunable MACs, %", "prunable params, %", "tracing, s", "recording / torch.fx"]
     first = ["network" if detail else "family (networks)", "groups", "prunable"]
     titles = [*first, "norms renormalised", *blocks, *shares, "what stays, mostly"]
     lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
-    for family, rows in found.items():
+    for family, rows in families.items():
         if detail:
             lines += [line(row.name, [row], detail=True) for row in rows]
         else:
@@ -225,7 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with_timm = importlib.util.find_spec("timm") is not None
-    found: dict[str, list[Row]] = {}
+    families: dict[str, list[Row]] = {}
     known = read(arguments.rows)
     for family in arguments.family:
         names = [name for name in FAMILIES[family] if with_timm or not name.startswith("timm/")]
@@ -237,7 +237,7 @@ def main() -> None:
                 write(arguments.rows, known[name])
             rows.append(known[name])
         if rows:
-            found[family] = rows
+            families[family] = rows
     versions = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}"]
     if with_timm:
         import timm
@@ -245,7 +245,7 @@ def main() -> None:
         versions.append(f"timm {timm.__version__}")
     machine = f"{processors()}, one thread, Python {platform.python_version()}"
     sys.stdout.write(
-        f"{table(found, detail=arguments.detail)}\n\n{machine}; {', '.join(versions)}\n"
+        f"{table(families, detail=arguments.detail)}\n\n{machine}; {', '.join(versions)}\n"
     )
 
 

@@ -142,21 +142,21 @@ def run(job: Job) -> list[Row]:
         job.folder,
         load=load,
     )
-    found = open_run(job.folder, load=load)
-    finetune_run(found, only=[found.winner.name, *COMPARED.get(job.name, ())])
-    own = {
+    finished = open_run(job.folder, load=load)
+    finetune_run(finished, only=[finished.winner.name, *COMPARED.get(job.name, ())])
+    common = {
         "seed": job.seed,
         "changes": list(job.changes),
         "machine": "; ".join(machine_of(job.folder)),
     }
     rows = []
-    for structure in found.structures:
-        scores = found.scores(structure)
+    for structure in finished.structures:
+        scores = finished.scores(structure)
         if scores is not None:
-            mine = structure == found.winner
-            result = _searched(found) if mine else {}
+            mine = structure == finished.winner
+            result = _searched(finished) if mine else {}
             name = job.name if mine else structure.name
-            rows.append({"name": name, **own, **_network(found, structure, scores), **result})
+            rows.append({"name": name, **common, **_network(finished, structure, scores), **result})
     return rows
 
 
@@ -166,9 +166,9 @@ def _loader(_seed: int) -> LoadedOnce:
     return LoadedOnce()
 
 
-def _network(found: FinishedRun, structure: Structure, scores: dict[str, Any]) -> Row:
+def _network(finished: FinishedRun, structure: Structure, scores: dict[str, Any]) -> Row:
     """Returns what is known of a network that was fine-tuned."""
-    costs = found.result.task.graph.costs
+    costs = finished.result.task.graph.costs
     return {
         "candidate": list(structure.candidate),
         "macs": int(costs.macs([structure.candidate])[0]),
@@ -179,9 +179,9 @@ def _network(found: FinishedRun, structure: Structure, scores: dict[str, Any]) -
     }
 
 
-def _searched(found: FinishedRun) -> Row:
+def _searched(finished: FinishedRun) -> Row:
     """Returns what is known of a search."""
-    best, trials = found.result.best, found.result.trials
+    best, trials = finished.result.best, finished.result.trials
     seconds = statistics.median(trial.evaluation.seconds for trial in trials)
     return {
         "trials": len(trials),
@@ -215,7 +215,7 @@ class Results:
         for job in jobs:
             changes = known.get((job.name, job.seed), list(job.changes))
             if sorted(changes) != sorted(job.changes):
-                was, now = (" ".join(own) or "no changes" for own in (changes, job.changes))
+                was, now = (" ".join(texts) or "no changes" for texts in (changes, job.changes))
                 msg = (
                     f"{self._file} has {job.name} with seed {job.seed}, searched with {was}, now {now}: "
                     "begin other results with --results and --runs"
@@ -269,8 +269,8 @@ class Results:
         if not self._file.exists():
             return
         try:
-            found = json.loads(self._file.read_text())
-            self.timed_on, self.rows = found["timed on"], found["rows"]
+            read = json.loads(self._file.read_text())
+            self.timed_on, self.rows = read["timed on"], read["rows"]
             if not all(row.keys() >= EXPECTED and row["name"] in ORDER for row in self.rows):
                 msg = "a row is not that of a network"
                 raise ValueError(msg)
@@ -281,16 +281,16 @@ class Results:
 
 def _times(networks: list[nn.Module], example: torch.Tensor) -> list[dict[str, float]]:
     """Returns the median forward times of networks in milliseconds: in PyTorch, and as ONNX files on a CPU."""
-    found = [
-        {time.where: time.median_ms for time in own}
-        for own in measure_forward(networks, example, threads=1)
+    by_network = [
+        {time.where: time.median_ms for time in measured}
+        for measured in measure_forward(networks, example, threads=1)
     ]
     files = in_onnxruntime(networks, example)
     for batch in BATCHES:
         times = forward_times(files, example.repeat(batch, 1, 1, 1), threads=1, seconds=_SECONDS)
-        for own, new in zip(found, times, strict=True):
-            own[f"ONNX, batch {batch}"] = statistics.median(new)
-    return found
+        for known, new in zip(by_network, times, strict=True):
+            known[f"ONNX, batch {batch}"] = statistics.median(new)
+    return by_network
 
 
 def table(rows: list[Row], names: Iterable[str]) -> str:
@@ -322,13 +322,13 @@ def table(rows: list[Row], names: Iterable[str]) -> str:
         cells += _costs(many) if "trials" in many[0] else [""] * 4
         cells += [_cell([100 * row[when] for row in many]) for when in ("before", "after")]
         for baseline in baselines:
-            own = known[baseline] if name not in (*ALWAYS, baseline) else {}
+            compared = known[baseline] if name not in (*ALWAYS, baseline) else {}
             cells.append(
                 _cell(
                     [
-                        100 * (row["after"] - own[row["seed"]]["after"])
+                        100 * (row["after"] - compared[row["seed"]]["after"])
                         for row in many
-                        if row["seed"] in own
+                        if row["seed"] in compared
                     ]
                 )
             )
@@ -354,18 +354,19 @@ def agreement(rows: list[Row]) -> list[str]:
     for row in rows:
         if row["name"] in TABLES["searchers"] and "fitness" in row:
             pairs[row["seed"]][row["name"]] = row["fitness"], row["after"]
-    pairs = {seed: own for seed, own in sorted(pairs.items()) if len(own) > 2}
+    pairs = {seed: by_name for seed, by_name in sorted(pairs.items()) if len(by_name) > 2}
     if not pairs:
         return []
     taus, seeds = (
-        ", ".join(f"{_tau(own):.2f}" for own in pairs.values()),
+        ", ".join(f"{_tau(by_name):.2f}" for by_name in pairs.values()),
         ", ".join(map(str, pairs)),
     )
     line = f"Kendall's tau of the searchers' fitness with test accuracy after fine-tuning: {taus} (seed {seeds})"
     common = set.intersection(*map(set, pairs.values()))
     if len(pairs) > 1 and len(common) > 2:
         means = {
-            name: tuple(np.mean([own[name] for own in pairs.values()], axis=0)) for name in common
+            name: tuple(np.mean([by_name[name] for by_name in pairs.values()], axis=0))
+            for name in common
         }
         line += f"; of their means over seeds: {_tau(means):.2f}"
     return [f"{line}."]

@@ -92,22 +92,22 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     winners = {row["seed"]: row["after"] for row in rows if row["method"] == WINNER}
     made: list[list[str]] = [[*_HEAD]]
     for name, words in ARMS.items():
-        own = [row for row in rows if row["method"] == name]
-        if not own:
+        mine = [row for row in rows if row["method"] == name]
+        if not mine:
             continue
-        apart = [100 * (r["after"] - winners[r["seed"]]) for r in own if r["seed"] in winners]
-        ends = wilson(statistics.mean(r["after"] for r in own), own[0]["images"])
-        epochs = own[0]["epochs"]
-        base = 0 if name in NEW_WEIGHTS else own[0]["base_epochs"]
-        work = statistics.mean(r["epochs"] * r["macs"] for r in own) + base
+        apart = [100 * (r["after"] - winners[r["seed"]]) for r in mine if r["seed"] in winners]
+        ends = wilson(statistics.mean(r["after"] for r in mine), mine[0]["images"])
+        epochs = mine[0]["epochs"]
+        base = 0 if name in NEW_WEIGHTS else mine[0]["base_epochs"]
+        work = statistics.mean(r["epochs"] * r["macs"] for r in mine) + base
         made.append(
             [
                 name,
                 words,
-                str(len(own)),
-                cell([100 * r["macs"] for r in own], 1),
-                cell([100 * r["before"] for r in own], 1),
-                f"{cell([100 * r['after'] for r in own], 1)} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]",
+                str(len(mine)),
+                cell([100 * r["macs"] for r in mine], 1),
+                cell([100 * r["before"] for r in mine], 1),
+                f"{cell([100 * r['after'] for r in mine], 1)} [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]",
                 "" if name == WINNER else cell(apart, 1),
                 f"{base} + {epochs}" if base else str(epochs),
                 f"{work:.0f}",

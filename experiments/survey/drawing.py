@@ -59,12 +59,12 @@ def _rank(row: Row) -> tuple[int, int, str]:
 
 def _by_method(rows: list[Row], budget: float) -> dict[str, list[Row]]:
     """Returns the rows of a budget by method, in the order of the table."""
-    found: dict[str, list[Row]] = defaultdict(list)
+    by_method: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(
         (row for row in rows if row["budget"] == budget), key=lambda row: (*_rank(row), row["seed"])
     ):
-        found[row["method"]].append(row)
-    return found
+        by_method[row["method"]].append(row)
+    return by_method
 
 
 def _whole(many: list[Row]) -> list[Row]:
@@ -198,8 +198,8 @@ def draw(results: Results, path: Path) -> None:
         marks.values(), marks.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False
     )
     figure.draw_without_rendering()  # so that it is known where the points are
-    for axes, own in zip(panels, points, strict=True):
-        _name(axes, own)
+    for axes, on_panel in zip(panels, points, strict=True):
+        _name(axes, on_panel)
     figure.savefig(path, dpi=100, format="png")
 
 
@@ -215,7 +215,7 @@ def _panel(axes: Axes, every: dict[str, list[Row]], budget: float) -> Points:
                 whole[0]["kind"],
             )
     for kind in KINDS:
-        mine = [(cost, after) for cost, after, own in points.values() if own == kind]
+        mine = [(cost, after) for cost, after, its_kind in points.values() if its_kind == kind]
         if mine:
             axes.scatter(
                 *zip(*mine, strict=True),
@@ -245,8 +245,8 @@ def _name(axes: Axes, points: Points) -> None:
         x, y = axes.transData.transform(points[name][:2])
         height = y + 3
         while any(
-            left < x + 6 * len(name) and x < right and abs(height - own) < _LINE
-            for left, right, own in taken
+            left < x + 6 * len(name) and x < right and abs(height - level) < _LINE
+            for left, right, level in taken
         ):
             height -= _LINE
         taken.append((x, x + 6 * len(name), height))

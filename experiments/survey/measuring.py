@@ -116,13 +116,13 @@ class Clock:
 
 def measured(job: Job) -> Row:
     """Returns the row of a job; where the method does not apply, or fails, it says why under "skipped"."""
-    own = {**job.key, "kind": job.method.kind, "changes": job.changes}
+    common = {**job.key, "kind": job.method.kind, "changes": job.changes}
     if job.method.lacking:
-        return {**own, "skipped": job.method.lacking}
+        return {**common, "skipped": job.method.lacking}
     try:
-        return {**own, **_measured(job)}
+        return {**common, **_measured(job)}
     except AbcSearchError as error:
-        return {**own, "skipped": " ".join(str(error).split())}
+        return {**common, "skipped": " ".join(str(error).split())}
 
 
 def _measured(job: Job) -> Row:
@@ -135,17 +135,17 @@ def _measured(job: Job) -> Row:
     clock = Clock(job.folder.with_suffix(".seconds"))
     run_config(config if job.method.retrained else brought, job.folder, load=load, progress=clock)
     clock.add("search")
-    found = open_run(job.folder, load=load)
-    structure = found.named(job.method.network) if job.method.network else found.winner
+    finished = open_run(job.folder, load=load)
+    structure = finished.named(job.method.network) if job.method.network else finished.winner
     clock = Clock(job.folder.with_suffix(".seconds"))
-    finetune_run(found, only=[structure.name], progress=clock)
-    scores = found.scores(structure)
+    finetune_run(finished, only=[structure.name], progress=clock)
+    scores = finished.scores(structure)
     if scores is None:
         msg = f"{job.folder}: {structure.name} has no scores of its fine-tuning"
         raise AbcSearchError(msg)
-    costs, made = found.result.task.graph.costs, found.result.task.made
+    costs, made = finished.result.task.graph.costs, finished.result.task.made
     (macs,), (params,) = costs.macs([structure.candidate]), costs.params([structure.candidate])
-    (of,) = costs.macs([found.result.task.graph.space(1.0).full])
+    (of,) = costs.macs([finished.result.task.graph.space(1.0).full])
     prepared = 0 if made is None or structure.has_networks else made.facts["epochs"]
     return {
         "candidate": list(structure.candidate),
@@ -154,8 +154,8 @@ def _measured(job: Job) -> Row:
         "before": scores["before"]["top1"],
         "after": scores["after"]["top1"],
         "full": full,
-        "images": len(found.result.task.data.test),
-        "trials": _evaluations(found),
+        "images": len(finished.result.task.data.test),
+        "trials": _evaluations(finished),
         "epochs": [prepared, int(scores["recipe"]["epochs"])],
         "search": clock.seconds["search"] / epoch,
         "training": clock.seconds["training"] / epoch,
@@ -164,11 +164,11 @@ def _measured(job: Job) -> Row:
     }
 
 
-def _evaluations(found: FinishedRun) -> int:
+def _evaluations(finished: FinishedRun) -> int:
     """Returns how many structures have been scored, those of a map among them."""
-    journal = found.folder.map.journal
+    journal = finished.folder.map.journal
     probes = sum(1 for line in journal.read_text().splitlines() if line) if journal.exists() else 0
-    return probes + len(found.result.trials)
+    return probes + len(finished.result.trials)
 
 
 @functools.lru_cache(maxsize=1)
@@ -215,10 +215,10 @@ def forward_shares(
     batch = task.data.test.loaded().images[:BATCH]
     for first in range(0, len(candidates), _AT_ONCE):
         some = candidates[first : first + _AT_ONCE]
-        networks = [task.base, *(_sliced(task, own) for own in some)]
+        networks = [task.base, *(_sliced(task, structure) for structure in some)]
         times = forward_times(in_onnxruntime(networks, task.data.example), batch, threads=1)
-        full, *others = (statistics.median(own) for own in times)
-        yield {own: time / full for own, time in zip(some, others, strict=True)}
+        full, *others = (statistics.median(seconds) for seconds in times)
+        yield {structure: time / full for structure, time in zip(some, others, strict=True)}
 
 
 def _sliced(task: Task, candidate: tuple[int, ...]) -> torch.nn.Module:

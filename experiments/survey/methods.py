@@ -87,13 +87,13 @@ class Method:
             named: Any = plain["prepare"]
             table = {"name": named} if isinstance(named, str) else dict(named)
             total = int(plain["finetune"]["epochs"])
-            own = total // (self.rounds + 1)
-            if own < 1:
+            epochs = total // (self.rounds + 1)
+            if epochs < 1:
                 msg = f"{self.name} trains {self.rounds} times before the search, and there are {total} epochs in all: "
                 raise ConfigError(f"{msg}raise finetune.epochs")
-            recipe = {**plain["finetune"], **table.get("recipe", {}), "epochs": own}
+            recipe = {**plain["finetune"], **table.get("recipe", {}), "epochs": epochs}
             plain["prepare"] = {**table, "recipe": recipe}
-            plain["finetune"] = {**plain["finetune"], "epochs": total - self.rounds * own}
+            plain["finetune"] = {**plain["finetune"], "epochs": total - self.rounds * epochs}
         return plain
 
     def config(self, file: Path, budget: float, seed: int, given: Sequence[str] = ()) -> RunConfig:
@@ -110,8 +110,8 @@ class Method:
 
 def _threshold(criterion: str, *changes: str, structure: str = "global_threshold") -> Method:
     """Returns a criterion as one threshold on all of its scores."""
-    own = (f"criterion={criterion}", *GIVEN, f'searcher.initial=["{structure}"]', *changes)
-    return Method(f"{criterion}, threshold", KINDS[1], own, (("criterion", criterion),))
+    all_changes = (f"criterion={criterion}", *GIVEN, f'searcher.initial=["{structure}"]', *changes)
+    return Method(f"{criterion}, threshold", KINDS[1], all_changes, (("criterion", criterion),))
 
 
 def _search(criterion: str, *changes: str) -> Method:

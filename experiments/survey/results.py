@@ -76,7 +76,7 @@ class Results:
                 {*_KEY, "kind", "changes"} | (set[str]() if "skipped" in row else held)
                 for row in self.rows
             ]
-            if not all({*row} >= own for row, own in zip(self.rows, wanted, strict=True)):
+            if not all({*row} >= required for row, required in zip(self.rows, wanted, strict=True)):
                 msg = "a row is not that of a method"
                 raise ValueError(msg)
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -116,15 +116,17 @@ class Results:
         for job in jobs:
             row = known.get(tuple(job.key.values()))
             if row is not None and row["changes"] != job.changes:
-                was, now = (" ".join(own) or "no changes" for own in (row["changes"], job.changes))
+                was, now = (
+                    " ".join(words) or "no changes" for words in (row["changes"], job.changes)
+                )
                 msg = f"{self.file} has {job.name}, run with {was}, now {now}: begin other results with --results and "
                 raise ConfigError(f"{msg}--runs, or drop the rows (--anew)")
         return [job for job in jobs if tuple(job.key.values()) not in known]
 
     def add(self, row: Row) -> None:
         """Adds a row in the place of one of the same method, budget and seed, and writes the file."""
-        same = [own for own in self.rows if all(own[key] == row[key] for key in _KEY)]
-        self.rows = [*(own for own in self.rows if own not in same), row]
+        same = [known for known in self.rows if all(known[key] == row[key] for key in _KEY)]
+        self.rows = [*(known for known in self.rows if known not in same), row]
         self._write()
 
     def _write(self) -> None:

@@ -186,12 +186,12 @@ class _Layers(fx.Interpreter):
         taps = [x for _, _, x, _ in self.uses]
         flow = (features * scores.to(features)).sum() / len(features)
         gradients = torch.autograd.grad(flow, taps, allow_unused=True)
-        found: dict[tuple[int, int], list[NDArray[np.float64]]] = {}
+        received: dict[tuple[int, int], list[NDArray[np.float64]]] = {}
         for (weight, reads, _, axis), gradient in zip(self.uses, gradients, strict=True):
             if gradient is not None:
                 each = gradient.movedim(axis, 0).flatten(1).sum(dim=1).abs()
-                found.setdefault((id(weight), reads), []).append(each.cpu().numpy())
-        return found
+                received.setdefault((id(weight), reads), []).append(each.cpu().numpy())
+        return received
 
 
 def _added(

@@ -29,15 +29,15 @@ class FunctionCriterion(Criterion):
 
     def scores(self, subject: Subject) -> list[NDArray[np.float64] | None]:
         """Returns what the function finds."""
-        found: Any = self.whole(subject)
+        returned: Any = self.whole(subject)
         wanted = len(subject.graph.prunable)
-        if not isinstance(found, list | tuple) or len(found) != wanted:
+        if not isinstance(returned, list | tuple) or len(returned) != wanted:
             msg = (
                 f"a criterion that is a function of the subject returns a list with the scores of each of the {wanted} "
-                f"prunable groups, found {found!r:.80}"
+                f"prunable groups, found {returned!r:.80}"
             )
             raise RankingError(msg)
-        return list(found)
+        return list(returned)
 
 
 def as_criterion(name: str, value: Any) -> Criterion:  # noqa: ANN401 - whatever a name leads to

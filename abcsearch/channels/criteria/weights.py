@@ -72,8 +72,8 @@ def _over_filters(
 ) -> NDArray[np.float64] | None:
     """Applies a norm to the rows of every weight that computes the group's channels, and sums over the weights."""
     weights = [m for m in group.members if not m.reads and tensors[m.parameter].ndim > 1]
-    found = [(m, tensors[m.parameter].double().movedim(m.axis, 0).flatten(1)) for m in weights]
-    return summed(group, [(m, norm(filters)) for m, filters in found])
+    flattened = [(m, tensors[m.parameter].double().movedim(m.axis, 0).flatten(1)) for m in weights]
+    return summed(group, [(m, norm(filters)) for m, filters in flattened])
 
 
 L1 = WeightCriterion(l1, **words("l1"))

@@ -70,7 +70,7 @@ def _cut_matrix(
     count = max(1, _PIECE // tensor.stride(0))
     piece = np.empty((count, *source.shape[1:]), source.dtype)
     for start in range(0, len(kept), count):
-        own = kept[start : start + count]
+        chunk = kept[start : start + count]
         # "wrap" never has to, and is the quickest: with "raise" numpy would fill a buffer of its own first.
-        taken = source.take(own, 0, piece[: len(own)], "wrap")
+        taken = source.take(chunk, 0, piece[: len(chunk)], "wrap")
         taken.take(columns_kept, 1, target[start : start + count], "wrap")

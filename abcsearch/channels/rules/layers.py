@@ -166,15 +166,15 @@ def _whole_groups(
     return np.repeat(lanes[:, 0], rows // groups[0])
 
 
-def _fixed(flow: Flow, op: Op, own: _Weights, channels: int) -> NDArray[np.int64]:
+def _fixed(flow: Flow, op: Op, weights: _Weights, channels: int) -> NDArray[np.int64]:
     """Returns new positions that must stay: conv_groups of an input that does not change."""
-    made = flow.fresh(channels, op.path or own.name)
+    made = flow.fresh(channels, op.path or weights.name)
     flow.fix(made, f"{op.name}: grouped convolution of an input that keeps its channels")
     return made
 
 
 def _grouped(
-    flow: Flow, op: Op, own: _Weights, positions: NDArray[np.int64], channels: int
+    flow: Flow, op: Op, weights: _Weights, positions: NDArray[np.int64], channels: int
 ) -> NDArray[np.int64]:
     """Returns the output's positions of a convolution with conv_groups > 1.
 
@@ -182,33 +182,38 @@ def _grouped(
     group loses the same inputs and, apart from that, the same outputs. Whichever leaves more to choose from.
     """
     transposed = isinstance(op.module, nn.modules.conv._ConvTransposeNd) or op.target in _TRANSPOSED
-    lanes = positions.reshape(own.groups, -1)
-    if op.module is None and own.count is not None and not own.count.terms and lanes.shape[1] == 1:
+    lanes = positions.reshape(weights.groups, -1)
+    if (
+        op.module is None
+        and weights.count is not None
+        and not weights.count.terms
+        and lanes.shape[1] == 1
+    ):
         msg = "conv_groups is a number that would not follow the channels"
         raise NoRuleError(msg)
-    follows = own.count is not None and bool(own.count.terms)
-    settable = op.module is not None or flow.stands(own.count)
-    whole = own.groups >= lanes.shape[1] if settable else follows
-    if not whole and flow.stands(own.count):
+    follows = weights.count is not None and bool(weights.count.terms)
+    settable = op.module is not None or flow.stands(weights.count)
+    whole = weights.groups >= lanes.shape[1] if settable else follows
+    if not whole and flow.stands(weights.count):
         msg = "conv_groups are a number that is written in the network"
         raise NoRuleError(msg)
     if whole:
         for column in lanes.T[1:]:
             flow.tie(lanes[:, 0], column)
-        if own.count is not None:
-            flow.follows(own.count, lanes[:, 0], op)
+        if weights.count is not None:
+            flow.follows(weights.count, lanes[:, 0], op)
         else:
             flow.setting(op.path, "groups", lanes[:, 0])
-        made = np.repeat(lanes[:, 0], channels // own.groups)
-        flow.parameter(own.weight, 0, positions if transposed else made)
+        made = np.repeat(lanes[:, 0], channels // weights.groups)
+        flow.parameter(weights.weight, 0, positions if transposed else made)
         return made
     for lane in lanes[1:]:
         flow.tie(lanes[0], lane)
-    first = flow.fresh(channels // own.groups)
-    made = flow.fresh(channels, op.path or own.name)
-    flow.tie(np.tile(first, own.groups), made)
-    flow.parameter(own.weight, 0, positions if transposed else made, reads=transposed)
-    flow.parameter(own.weight, 1, first if transposed else lanes[0], reads=not transposed)
+    first = flow.fresh(channels // weights.groups)
+    made = flow.fresh(channels, op.path or weights.name)
+    flow.tie(np.tile(first, weights.groups), made)
+    flow.parameter(weights.weight, 0, positions if transposed else made, reads=transposed)
+    flow.parameter(weights.weight, 1, first if transposed else lanes[0], reads=not transposed)
     return made
 
 

@@ -65,14 +65,14 @@ def _pieces(given: Any) -> list[Operand]:  # noqa: ANN401 - an argument
     return [piece for piece in pieces if tuple(piece.value) != (0,)]
 
 
-def _channels(flow: Flow, op: Op, part: Operand, axis: int) -> NDArray[np.int64]:
+def _channels(flow: Flow, op: Op, piece: Operand, axis: int) -> NDArray[np.int64]:
     """Returns the positions of a part along an axis; those of a part that never changes are new and must stay."""
-    if part.layout is not None:
-        return part.layout.positions
-    positions = flow.fresh(part.value[axis])
-    if part.parameter is not None:
-        flow.parameter(part.parameter, axis, positions)
-    flow.fix(positions, f"{op.name}: one part is {part.why}")
+    if piece.layout is not None:
+        return piece.layout.positions
+    positions = flow.fresh(piece.value[axis])
+    if piece.parameter is not None:
+        flow.parameter(piece.parameter, axis, positions)
+    flow.fix(positions, f"{op.name}: one part is {piece.why}")
     return positions
 
 
@@ -223,11 +223,11 @@ def _ranged(flow: Flow, op: Op, positions: NDArray[np.int64], index: slice) -> N
     ends: list[int] = []
     for end, default in ((index.start, 0), (index.stop, total)):
         ((value, count),) = numbers(default if end is None else end)
-        place = max(0, min(total, value + total if value < 0 else value))
-        if end is not None and not (place == total and value >= total and not count.terms):
+        cut = max(0, min(total, value + total if value < 0 else value))
+        if end is not None and not (cut == total and value >= total and not count.terms):
             if value < 0:
                 count = count + Count.of(positions)
-            share = Fraction(place, total)
+            share = Fraction(cut, total)
             if (
                 count.terms
                 and not count.constant
@@ -235,8 +235,8 @@ def _ranged(flow: Flow, op: Op, positions: NDArray[np.int64], index: slice) -> N
                 and total % share.denominator == 0
             ):
                 equal_runs(flow, positions, share.denominator)
-            flow.follows(count, positions[:place], op)
-        ends.append(place)
+            flow.follows(count, positions[:cut], op)
+        ends.append(cut)
     return positions[ends[0] : ends[1]]
 
 

@@ -111,7 +111,7 @@ class Decision:
     @property
     def _timed_words(self) -> str:
         """What was measured, in words."""
-        own = self.times[self.winner.number]
+        measured = self.times[self.winner.number]
         outside = [
             f"{number} ({time.share:.3f})"
             for number, time in self.times.items()
@@ -120,8 +120,8 @@ class Decision:
         count = len(self.times)
         best = "best trial" if count == 1 else f"best {plural(count, 'trial')}"
         text = f"the {best} measured in turns with the full network ({self.where}): "
-        text += f"trial {self.winner.number} takes {own.share:.3f} of its time, "
-        text += f"{own.share * own.full_ms:.3g} ms of {own.full_ms:.3g} ms"
+        text += f"trial {self.winner.number} takes {measured.share:.3f} of its time, "
+        text += f"{measured.share * measured.full_ms:.3g} ms of {measured.full_ms:.3g} ms"
         return text + (f"; outside of the budget: {', '.join(outside)}" if outside else "")
 
     @property

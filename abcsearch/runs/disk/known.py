@@ -94,7 +94,7 @@ class Known:
         """Returns all of it as plain JSON values."""
         sources = []
         for source in self.sources:
-            plain = {own.name: getattr(source, own.name) for own in fields(source)}
+            plain = {field_.name: getattr(source, field_.name) for field_ in fields(source)}
             sources.append({**plain, "trials": [trial.to_plain() for trial in source.trials]})
         return {"sources": sources}
 

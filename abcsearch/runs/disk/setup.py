@@ -96,9 +96,9 @@ def chance_name(metric: str) -> str:
     return "bicubic interpolation" if metric == "psnr" else "chance"
 
 
-def write_setup(folder: RunFolder, found: SetUp) -> None:
+def write_setup(folder: RunFolder, setup: SetUp) -> None:
     """Keeps what was found in the run folder."""
-    folder.write_json(FILE, {"id": run_id(folder.path), **asdict(found)})
+    folder.write_json(FILE, {"id": run_id(folder.path), **asdict(setup)})
 
 
 def read_setup(folder: RunFolder) -> SetUp | None:

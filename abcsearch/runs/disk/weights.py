@@ -44,19 +44,19 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     Warns:
         UserWarning: if names without the prefix of the network's are left out.
     """
-    found = _read_state_dict(Path(path))
-    prefix = wrapper_prefix(model, found)
-    others = [name for name in found if not name.startswith(prefix)]
+    saved = _read_state_dict(Path(path))
+    prefix = wrapper_prefix(model, saved)
+    others = [name for name in saved if not name.startswith(prefix)]
     if others:
         msg = f"checkpoint {path}: {type(model).__name__} is what is under {prefix!r} in it; left out: "
         warnings.warn(msg + _shortened(others), UserWarning, stacklevel=2)
-    found = {
+    saved = {
         name.removeprefix(prefix): tensor
-        for name, tensor in found.items()
+        for name, tensor in saved.items()
         if name.startswith(prefix)
     }
-    origins = _origins(model, found, path)
-    tensors = {name: found[origin] for name, origin in origins.items()}
+    origins = _origins(model, saved, path)
+    tensors = {name: saved[origin] for name, origin in origins.items()}
     expected = model.state_dict()
     kinds = {
         "other shapes": [

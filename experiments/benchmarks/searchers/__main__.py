@@ -168,15 +168,15 @@ def main(argv: list[str] | None = None) -> int:
         results = Results(arguments.cache)
         if arguments.again:
             results.forget(row.name for row in wanted.rows)
-        found = benchmark(wanted, results, arguments.workers)
+        tasks = benchmark(wanted, results, arguments.workers)
     except AbcSearchError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     if arguments.write:
-        write(Path(__file__).parent, found, arguments.evaluations)
+        write(Path(__file__).parent, tasks, arguments.evaluations)
     if arguments.picture:
-        draw_means(by_title(found), arguments.evaluations, arguments.picture)
-    sys.stdout.write(text(found, arguments.evaluations) + "\n")
+        draw_means(by_title(tasks), arguments.evaluations, arguments.picture)
+    sys.stdout.write(text(tasks, arguments.evaluations) + "\n")
     return 0
 
 

@@ -88,7 +88,7 @@ def benchmark(plan: Plan, results: Results, workers: int) -> list[Found]:
     with _mapping(workers) as mapped:
         _run([job for jobs in wanted.values() for job in jobs], results, plan.data, mapped)
         optima = _optima(plan, mapped)
-    found: list[Found] = []
+    tasks: list[Found] = []
     for task in plan.tasks:
         runs: dict[str, list[Played]] = {}
         for row in plan.rows:
@@ -96,8 +96,8 @@ def benchmark(plan: Plan, results: Results, workers: int) -> list[Found]:
             runs[row.name] = [run for run in made if run is not None]
         # A searcher may beat the oracle on a landscape: then that is the best that is known.
         best = max(value for played in runs.values() for run in played for _, value in run.steps)
-        found.append(Found(task=task, optimum=max(optima[task], best), runs=runs))
-    return found
+        tasks.append(Found(task=task, optimum=max(optima[task], best), runs=runs))
+    return tasks
 
 
 @contextmanager

@@ -33,29 +33,29 @@ def oracle(task: str, data: Path, restarts: int = 3, generations: int = 500) -> 
         restarts: independent populations.
         generations: of each.
     """
-    found = problem(task, data)
+    solved = problem(task, data)
     rng = numpy_stream(zlib.crc32(task.encode()), "oracle")
-    return max(_ascent(found, _evolution(found, generations, rng)) for _ in range(restarts))
+    return max(_ascent(solved, _evolution(solved, generations, rng)) for _ in range(restarts))
 
 
-def _score(found: Problem, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _score(solved: Problem, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns what evolution ranks by: accuracy inside the budget, minus the violation outside; (n,) float64.
 
     Args:
-        found: the problem.
+        solved: the problem.
         rows: (n, n_dims) choice positions.
     """
-    values = found.space.values(rows)
-    violation = found.constraint.violation(values)
-    return np.where(violation > 0, -violation, found.truths(values))
+    values = solved.space.values(rows)
+    violation = solved.constraint.violation(values)
+    return np.where(violation > 0, -violation, solved.truths(values))
 
 
-def _evolution(found: Problem, generations: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _evolution(solved: Problem, generations: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Returns the choice positions of the best structure of a long evolution, (n_dims,)."""
-    last = found.space.last_indices
+    last = solved.space.last_indices
     shape = (_POPULATION, len(last))
     rows = rng.integers(last + 1, size=shape)
-    scores = _score(found, rows)
+    scores = _score(solved, rows)
     for _ in range(generations):
         # A small space has fewer structures
         fathers, mothers = rows[rng.integers(len(rows), size=(2, _POPULATION))]
@@ -67,24 +67,24 @@ def _evolution(found: Problem, generations: int, rng: np.random.Generator) -> ND
         )
         children = np.where(rng.random(shape) < 2 / len(last), np.clip(drawn, 0, last), children)
         rows = np.concatenate([rows, children])
-        scores = np.concatenate([scores, _score(found, children)])
+        scores = np.concatenate([scores, _score(solved, children)])
         _, first = np.unique(rows, axis=0, return_index=True)  # copies would soon be all there is
         best = first[np.argsort(-scores[first], kind="stable")[:_POPULATION]]
         rows, scores = rows[best], scores[best]
     return rows[0]
 
 
-def _ascent(found: Problem, here: NDArray[np.int64]) -> float:
+def _ascent(solved: Problem, here: NDArray[np.int64]) -> float:
     """Returns the accuracy of the local optimum that steepest ascent reaches from some choice positions."""
-    value = float(_score(found, here[None])[0])
+    value = float(_score(solved, here[None])[0])
     unit = np.eye(len(here), dtype=np.int64)
     ups, downs = np.nonzero(~unit.astype(bool))
     steps = [up * unit[ups] - down * unit[downs] for up, down in ((1, 1), (1, 2), (2, 1))]
     moves = np.concatenate([unit, -unit, *steps])
     while True:
         rows = here + moves
-        rows = rows[((rows >= 0) & (rows <= found.space.last_indices)).all(axis=1)]
-        scores = _score(found, rows)
+        rows = rows[((rows >= 0) & (rows <= solved.space.last_indices)).all(axis=1)]
+        scores = _score(solved, rows)
         if scores.max() <= value:
             return value
         here, value = rows[int(scores.argmax())], float(scores.max())

@@ -37,27 +37,27 @@ _POINTS = 80
 _TICKS = (5, 10, 25, 50, 100, 200, 400)
 
 
-def draw(found: list[Found], evaluations: int, path: Path) -> None:
+def draw(tasks: list[Found], evaluations: int, path: Path) -> None:
     """Draws a PNG file.
 
     Args:
-        found: the tasks, all with the same searchers.
+        tasks: the tasks, all with the same searchers.
         evaluations: where the lines end.
         path: the file.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    columns = min(_COLUMNS.get(len(found), 3), len(found))
-    lines = math.ceil(len(found) / columns)
+    columns = min(_COLUMNS.get(len(tasks), 3), len(tasks))
+    lines = math.ceil(len(tasks) / columns)
     figure = Figure(figsize=(max(2.9 * columns, 5), 2.2 * lines + 0.9), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     numbers = np.unique(np.geomspace(min(5, evaluations), evaluations, _POINTS).astype(int))
-    for axes, one in zip(panels, found, strict=False):
+    for axes, one in zip(panels, tasks, strict=False):
         for row, style in _styles([*one.runs]).items():
             axes.plot(numbers, median_regrets(one, row, numbers), label=row, **style)
         _scale(axes, one.task, evaluations)
-    for axes in panels[len(found) :]:
+    for axes in panels[len(tasks) :]:
         axes.set_axis_off()
     figure.supxlabel("evaluations", fontsize=9)
     figure.supylabel("median regret, points of accuracy", fontsize=9)
@@ -78,9 +78,9 @@ def draw_means(groups: dict[str, list[Found]], evaluations: int, path: Path) -> 
     figure = Figure(figsize=(max(4.6 * len(groups), 5), 3.4), layout="constrained")
     panels = figure.subplots(1, len(groups), sharex=True, squeeze=False).ravel()
     numbers = np.unique(np.geomspace(min(5, evaluations), evaluations, _POINTS).astype(int))
-    for axes, (title, found) in zip(panels, groups.items(), strict=True):
-        for row, style in _styles([*found[0].runs]).items():
-            regrets = [median_regrets(one, row, numbers) for one in found]
+    for axes, (title, tasks) in zip(panels, groups.items(), strict=True):
+        for row, style in _styles([*tasks[0].runs]).items():
+            regrets = [median_regrets(one, row, numbers) for one in tasks]
             axes.plot(numbers, np.mean(regrets, axis=0), label=row, **style)
         _scale(axes, title, evaluations)
     figure.supxlabel("evaluations", fontsize=9)

@@ -20,11 +20,11 @@ TITLES = {
 }
 
 
-def text(found: list[Found], evaluations: int) -> str:
+def text(tasks: list[Found], evaluations: int) -> str:
     """Returns the whole report in Markdown: for tables and for landscapes an overview, then every task."""
     marks = tuple(n for n in MARKS if n <= evaluations) or (evaluations,)
     parts = [machine()]
-    for kind, group in _kinds(found).items():
+    for kind, group in _kinds(tasks).items():
         summaries = {
             one.task: {row: summary(runs, one.optimum, marks) for row, runs in one.runs.items()}
             for one in group
@@ -37,7 +37,7 @@ def text(found: list[Found], evaluations: int) -> str:
     return "\n\n".join(parts)
 
 
-def write(folder: Path, found: list[Found], evaluations: int) -> None:
+def write(folder: Path, tasks: list[Found], evaluations: int) -> None:
     """Draws the pictures, and puts the report between the marks in the README of a folder; the rest of it stays.
 
     Raises:
@@ -45,16 +45,16 @@ def write(folder: Path, found: list[Found], evaluations: int) -> None:
     """
     readme, before, after = place(folder)
     pictures: list[str] = []
-    for kind, group in _kinds(found).items():
+    for kind, group in _kinds(tasks).items():
         draw(group, evaluations, folder / f"{kind}.png")
         pictures.append(f"![{TITLES[kind]}: median regret against evaluations]({kind}.png)")
-    content = "\n\n".join([BEGIN, *pictures, text(found, evaluations), END])
+    content = "\n\n".join([BEGIN, *pictures, text(tasks, evaluations), END])
     readme.write_text(before + content + after, encoding="utf-8")
 
 
-def by_title(found: list[Found]) -> dict[str, list[Found]]:
+def by_title(tasks: list[Found]) -> dict[str, list[Found]]:
     """Returns the tasks by the title of their kind."""
-    return {TITLES[kind]: group for kind, group in _kinds(found).items()}
+    return {TITLES[kind]: group for kind, group in _kinds(tasks).items()}
 
 
 def place(folder: Path) -> tuple[Path, str, str]:
@@ -83,11 +83,11 @@ def machine() -> str:
     return f"{processors()}, one thread per process; Python {platform.python_version()}, {', '.join(versions)}."
 
 
-def _kinds(found: list[Found]) -> dict[str, list[Found]]:
+def _kinds(tasks: list[Found]) -> dict[str, list[Found]]:
     """Returns the tasks on tables and those on landscapes."""
     groups = {
-        "tables": [one for one in found if problems.is_table(one.task)],
-        "landscapes": [one for one in found if not problems.is_table(one.task)],
+        "tables": [one for one in tasks if problems.is_table(one.task)],
+        "landscapes": [one for one in tasks if not problems.is_table(one.task)],
     }
     return {kind: group for kind, group in groups.items() if group}
 

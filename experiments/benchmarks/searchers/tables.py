@@ -68,9 +68,9 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def task_table(found: dict[str, Summary], evaluations: int) -> str:
+def task_table(summaries: dict[str, Summary], evaluations: int) -> str:
     """Returns the table of one task: accuracy and regret at the marks, one line per searcher."""
-    marks = [*next(iter(found.values())).accuracy]
+    marks = [*next(iter(summaries.values())).accuracy]
     head = [
         "searcher",
         "seeds",
@@ -86,7 +86,7 @@ def task_table(found: dict[str, Summary], evaluations: int) -> str:
             f">{evaluations}" if math.isinf(one.needed) else f"{math.ceil(one.needed)}",
             f"{one.seconds:.2f}",
         ]
-        for name, one in found.items()
+        for name, one in summaries.items()
     ]
     return markdown(head, rows)
 
@@ -98,17 +98,17 @@ def overview(tasks: list[dict[str, Summary]]) -> str:
         tasks: of every task, the summaries by searcher; the same searchers on all.
     """
     marks = [*next(iter(tasks[0].values())).regret]
-    found: list[tuple[list[float], list[str]]] = []
+    lines: list[tuple[list[float], list[str]]] = []
     for name in tasks[0]:
         ones = [task[name] for task in tasks]
         regrets = [statistics.fmean(one.regret[n] for one in ones) for n in marks]
         solved = sum(math.isfinite(one.needed) for one in ones)
         seeds = min(one.seeds for one in ones)
-        found.append(
+        lines.append(
             (
                 regrets[::-1],
                 [name, str(seeds), *(f"{r:.2f}" for r in regrets), f"{solved} of {len(ones)}"],
             )
         )
     head = ["searcher", "seeds", *(f"after {n}" for n in marks), f"tasks within {NEAR}"]
-    return markdown(head, [cells for _, cells in sorted(found)])
+    return markdown(head, [cells for _, cells in sorted(lines)])
