@@ -329,6 +329,7 @@ def _notes(status: RunStatus) -> list[str]:
     notes = [
         *decided,
         *status.known,
+        *([] if status.prepared is None else [f"prepared in {status.prepared}"]),
         *(line.replace("warning: ", "set-up: ") for line in status.setup),
         *tuned,
     ]

@@ -16,6 +16,7 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.disk.setup import read_setup
 from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
+from abcsearch.runs.disk.spent import read_spent
 from abcsearch.runs.disk.stages import FAILED, PREPARING, TUNING
 from abcsearch.trial import Trial
 
@@ -117,6 +118,7 @@ class RunStatus:
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
         setup: how the full network did on the data before the search, and what looked wrong, a line each.
+        prepared: what a preparation has cost that is done; None without one, or where the folder does not say.
         preparing: where a preparation stood that was stopped, or why it failed; None without such a one.
         log: the last lines of the log.
     """
@@ -135,6 +137,7 @@ class RunStatus:
     interrupted: str | None
     pulse: Pulse | None
     setup: tuple[str, ...]
+    prepared: str | None
     preparing: str | None
     log: tuple[str, ...]
 
@@ -218,6 +221,7 @@ class RunWatch:
             interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
             pulse=pulse,
             setup=() if setup is None else setup.lines,
+            prepared=_spent(self._folder),
             preparing=None if running else _left_off(self._folder),
             log=_last_lines(self.path / "log.txt"),
         )
@@ -320,6 +324,12 @@ def _winners(searches: Sequence[SearchStatus]) -> dict[str, Candidate | None]:
     """Returns the best structure of every search so far, by what files call it."""
     best = {search.name.removeprefix("baseline "): search.best for search in searches}
     return {name: trial and trial.candidate for name, trial in best.items()}
+
+
+def _spent(folder: RunFolder) -> str | None:
+    """Returns how long a preparation has taken that is done, and what its steps cost, where the folder says so."""
+    spent = read_spent(folder)
+    return None if spent is None else spent.line
 
 
 def _left_off(folder: RunFolder) -> str | None:
