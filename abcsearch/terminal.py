@@ -264,6 +264,7 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
         # How many are busy changes all the time
         plain = status.running and not (status.pulse and status.pulse.training)
         now[""] = "running now" if plain else _state(status, watched)
+        now.update((line, f"warning: {line}") for line in status.damaged)
         for name, line in now.items():
             if shown.get(name) != line:
                 console.print(line + left.get(name, ""))
