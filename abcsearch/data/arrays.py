@@ -166,13 +166,12 @@ def _cifar_names(kind: _Cifar, folder: Path) -> tuple[str, ...]:
         if not file.is_file():  # a pipe would be waited for
             return ()
         with file.open("rb") as lines:
-            names = _unpickled(file, lines).get(key)
+            given: Any = _unpickled(file, lines).get(key)
     except (DataError, OSError):
         return ()
-    sound = isinstance(names, list) and all(
-        isinstance(one, str) and one and one.isprintable() for one in names
-    )
-    return tuple(names) if sound and len(set(names)) == len(names) == kind.classes else ()
+    listed: list[Any] = given if isinstance(given, list) else []
+    names = [one for one in listed if isinstance(one, str) and one.isprintable() and one]
+    return tuple(names) if len(set(names)) == len(listed) == kind.classes else ()
 
 
 def _cifar_batch(kind: _Cifar, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
