@@ -17,7 +17,6 @@ from abcsearch.errors import (
     differences,
     one_line,
     plural,
-    quoted,
 )
 from abcsearch.formats import first_line
 from abcsearch.preparation.base import Trainer, check_restored, check_start, run_preparation
@@ -27,6 +26,7 @@ from abcsearch.preparation.structures import INSIDE, missed_bounds
 from abcsearch.runs.disk.spent import metered
 from abcsearch.runs.disk.stages import FAILED, PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
+from abcsearch.runs.going_on import going_on
 from abcsearch.runs.header import data_identity
 from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.settings import deciding, to_plain
@@ -342,5 +342,5 @@ def _refusal(folder: RunFolder, name: str, what: str) -> str:
     """Returns what is wrong with a file, and what to do."""
     return (
         f"{folder.path / name} {what}; restore {RECORD} and {WEIGHTS} from a copy, or delete both: all is then "
-        f"prepared again with the same result, by: abcsearch resume {quoted(folder.path)}"
+        f"prepared again with the same result, by: {going_on(folder)}"
     )
