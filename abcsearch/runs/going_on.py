@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import RunError, quoted
+from abcsearch.errors import RunError
 from abcsearch.registry import OBJECT
 from abcsearch.runs.disk.folder import RunFolder
 
@@ -25,11 +26,10 @@ def going_on(folder: RunFolder, **options: str | bool) -> str:
     except (RunError, OSError):  # who goes on says what is wrong with it
         settings = {"model": None}
     if "model" in settings:
-        flags = [
-            f" --{name.replace('_', '-')}{'' if value is True else f' {value}'}"
-            for name, value in options.items()
-        ]
-        return f"abcsearch resume {quoted(run)}{''.join(flags)}"
+        words = [str(run)]
+        for name, value in options.items():
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return f"abcsearch resume {shlex.join(words)}"
     given = [f"{name}=..." for name in ("model", "data", *_objects(settings))]
     given += [f"{name}={value}" for name, value in options.items()]
     return f"abcsearch.resume({str(run)!r}, {', '.join(given)}) in Python, with the same objects"

@@ -9,9 +9,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-import abcsearch
 from abcsearch import (
     AbcSearchError,
     Budget,
@@ -21,7 +19,6 @@ from abcsearch import (
     resume,
     search,
 )
-from abcsearch.cli import app
 from abcsearch.errors import ConfigError, FailuresError, RunError, SearcherError
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.runs.disk.journal import read_journal
@@ -342,33 +339,6 @@ def test_too_many_failures_in_a_row_stop_the_run_and_keep_it(tiny_model, tiny_da
     trials = read_journal(tmp_path / "run" / "journal.jsonl").trials
     assert len(trials) == 4
     assert all(t.evaluation.failure for t in trials.values())
-
-
-def test_what_is_said_of_a_run_from_python_that_failed_goes_on_with_it(
-    tiny_model, tiny_data, tmp_path
-):
-    """The call as it is printed, with the objects put in; status says how, too."""
-    broken = []
-
-    def shaky(candidate, seed):
-        if not broken:
-            raise ValueError("not yet")
-        return Evaluation(0.5)
-
-    with pytest.raises(FailuresError) as raised:
-        run(tiny_model, tiny_data, tmp_path / "it's", evaluator=shaky, max_failures=3)
-    broken.append("mended")
-    call = re.search(r"abcsearch\.resume\(.*\)", str(raised.value))[0]
-    shown = CliRunner().invoke(app, ["status", str(tmp_path / "it's")]).output
-    assert call in shown.replace("\n", "")
-    objects = {"model": tiny_model, "data": tiny_data, "evaluator": shaky}
-    for name in objects:
-        call = call.replace(f"{name}=...", f"{name}={name}")
-    assert "..." not in call
-    result = eval(call, {"abcsearch": abcsearch, **objects})
-    assert all(trial.evaluation.failure is None for trial in result.trials)
-    shown = CliRunner().invoke(app, ["resume", str(tmp_path / "it's")]).output
-    assert "evaluator=..." in shown.replace("\n", "")
 
 
 def test_failures_that_are_not_in_a_row_do_not_stop_the_run(tiny_model, tiny_data, tmp_path):
