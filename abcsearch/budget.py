@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from abcsearch.bounds import Bound, absolute, amount, check_bound, how_to_get, meant, plain_bound
-from abcsearch.errors import BudgetError
+from abcsearch.errors import BudgetError, TooSmallError
 from abcsearch.rng import numpy_stream
 
 if TYPE_CHECKING:
@@ -130,8 +130,11 @@ class Budget:
                 msg = (
                     f"budget {name} = {bound} cannot be reached: it asks for {amount(name, low, high)}, but structures "
                     f"of this space have {amount(name, smallest, largest)} ({share} of the full network's "
-                    f"{amount(name, full)}); change the budget, or alpha and step{_percents(name, bound)}"
+                    f"{amount(name, full)}); change the budget, or "
                 )
+                if high < smallest:
+                    raise TooSmallError(f"{msg}step and lowest{_percents(name, bound)}", name)
+                msg += f"alpha{_percents(name, bound)}"
                 raise BudgetError(msg)
             # What excludes nothing is like 1.0; only forward times that are measured may exceed what is expected.
             most = 2**62 if name == "latency_ms" else max(full, largest)

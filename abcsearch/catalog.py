@@ -16,7 +16,7 @@ from abcsearch.budget import Budget
 from abcsearch.channels.named import CRITERIA
 from abcsearch.channels.options import LatencyOptions, SpaceOptions
 from abcsearch.data.named import DATASETS
-from abcsearch.errors import ConfigError, unknown_name
+from abcsearch.errors import ConfigError, plural, unknown_name
 from abcsearch.evaluation.registry import EVALUATORS
 from abcsearch.execution.options import ExecutionOptions
 from abcsearch.models.named import MODELS
@@ -110,9 +110,20 @@ def _preparation(name: str) -> Entry:
     records = [kind for kind in entry.options.__mro__ if is_dataclass(kind)]
     text = _whole(map(_doc, [entry.make, *records]), options, *_records(entry.options))
     description = entry.description or _first_line(entry.make)
+    passes = _passes(entry.options)
+    if passes:
+        description, text = f"{description}; {passes}", f"{text}\n\nBy default {passes}"
     return Entry(
         name=name, description=description, options=options, source=entry.source, text=text
     )
+
+
+def _passes(options: type) -> str:
+    """Returns what a training step costs by default, or "" where the options do not say or cannot be left out."""
+    if any(f.default is MISSING and f.default_factory is MISSING for f in fields(options)):
+        return ""
+    passes = getattr(options(), "passes", None)
+    return "" if passes is None else f"{plural(passes, 'forward pass')} per step"
 
 
 def _transform(name: str) -> Entry:

@@ -28,6 +28,18 @@ class BudgetError(AbcSearchError):
     """A budget is malformed, or no structure of the space can meet it."""
 
 
+class TooSmallError(BudgetError):
+    """A budget is below the smallest structure of a space.
+
+    Attributes:
+        cost: the name of the bound.
+    """
+
+    def __init__(self, message: str, cost: str) -> None:
+        super().__init__(message)
+        self.cost = cost
+
+
 class SearcherError(AbcSearchError):
     """A searcher was called in a way its contract forbids, or was given a state that is not its own."""
 

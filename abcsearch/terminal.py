@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer import rich_utils
 
-from abcsearch.errors import AbcSearchError, escaped, plural, quoted
+from abcsearch.errors import AbcSearchError, escaped, plural
 from abcsearch.formats import clock_text
 from abcsearch.runs.disk.stages import FAILED
 from abcsearch.searchers.registry import nothing_left
@@ -264,6 +264,7 @@ def _watch_lines(watched: RunWatch, every: float) -> None:
         # How many are busy changes all the time
         plain = status.running and not (status.pulse and status.pulse.training)
         now[""] = "running now" if plain else _state(status, watched)
+        now.update((line, f"warning: {line}") for line in status.damaged)
         for name, line in now.items():
             if shown.get(name) != line:
                 console.print(line + left.get(name, ""))
@@ -329,6 +330,7 @@ def _notes(status: RunStatus) -> list[str]:
     notes = [
         *decided,
         *status.known,
+        *([] if status.prepared is None else [f"prepared in {status.prepared}"]),
         *(line.replace("warning: ", "set-up: ") for line in status.setup),
         *tuned,
     ]
@@ -354,6 +356,10 @@ def _unprepared(stage: str, again: str) -> str:
 
 def _state(status: RunStatus, watched: RunWatch) -> str:
     """Returns whether a run runs, is finished or was stopped."""
+    # Here, since help is shown without numpy
+    from abcsearch.runs.disk.folder import RunFolder
+    from abcsearch.runs.going_on import going_on
+
     if status.running:
         pulse = status.pulse
         if pulse is None:
@@ -363,10 +369,10 @@ def _state(status: RunStatus, watched: RunWatch) -> str:
     if not status.finished:
         search, again = (
             status.searches[0],
-            f"continue with: abcsearch resume {quoted(watched.path)}",
+            f"continue with: {going_on(RunFolder(watched.path))}",
         )
         if status.gave_up:
-            again = f"abcsearch resume {quoted(watched.path)} --retry-failed"
+            again = going_on(RunFolder(watched.path), retry_failed=True)
             return f"stopped: too many evaluations failed in a row (see log.txt); once that is mended: {again}"
         if status.preparing is not None:
             return f"not running, {_unprepared(status.preparing, again)}"

@@ -282,7 +282,8 @@ def test_without_a_terminal_a_line_says_what_changed_until_the_run_is_finished(
     assert lines[0] == f"{run.path}: bee_colony, seed 0, started 2026-01-01 10:00:00"
     assert lines[1:] == [
         "bee_colony: 1 of 6 trials, 0 failed, best 0.0000 (trial 0, 812,345 MACs)",
-        f"not running; continue with: abcsearch resume {run.path}",
+        f"not running; continue with: abcsearch.resume({str(run.path)!r}, model=..., data=...) in Python, "
+        "with the same objects",
         "running now",
         "bee_colony: 3 of 6 trials, 1 failed, best 0.2000 (trial 2, 812,347 MACs)",
         "bee_colony: 6 of 6 trials, 1 failed, best 0.5000 (trial 5, 812,350 MACs)",

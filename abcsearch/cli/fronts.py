@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from abcsearch.results.exports import RunExport
     from abcsearch.results.front_status import FrontStatus, FrontWatch
     from abcsearch.results.open_run import FinishedRun
-    from abcsearch.results.status import RunStatus
     from abcsearch.runs.progress import Progress
     from abcsearch.training.crew import Workers
 
@@ -52,7 +51,7 @@ def _watch(watched: FrontWatch, every: float = 1.0, *, as_json: bool) -> None:
     shown: Any = None
     while True:
         status = watched.look()
-        now = [_lines(name, budget) for name, budget in status.budgets.items()], status.running
+        now = [_lines(name, status) for name in status.budgets], status.running
         if now != shown:
             _print_status(watched, status, as_json=as_json, indent=None)
         if status.finished:
@@ -70,7 +69,7 @@ def _print_status(
         return
     console.print(watched.title)
     for name, budget in status.budgets.items():
-        for line in _lines(name, budget):
+        for line in _lines(name, status):
             console.print(line)
         for warning in () if budget is None else budget.damaged:
             console.print(f"warning: {warning}")
@@ -87,10 +86,11 @@ def _print_status(
     console.print(f"{state}; next: {status.next}" if status.next else state)
 
 
-def _lines(name: str, status: RunStatus | None) -> list[str]:
+def _lines(name: str, front: FrontStatus) -> list[str]:
     """Returns how far one budget is, and how sure its winner once that is decided."""
+    status = front.budgets[name]
     if status is None:
-        return [f"{name}: not begun"]
+        return [f"{name}: {front.damaged.get(name, 'not begun')}"]
     search = status.searches[0]
     mapped = "" if status.map is None else f"map {status.map.done} of {status.map.total}, "
     best = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class _Cifar:
         test: that of test images.
         labels: the key of labels.
         classes: how many.
+        meta: its file with the names of classes, and the key of these.
     """
 
     folder: str
@@ -40,6 +41,7 @@ class _Cifar:
     test: str
     labels: str
     classes: int
+    meta: tuple[str, str]
 
 
 _CIFAR10 = _Cifar(
@@ -48,9 +50,15 @@ _CIFAR10 = _Cifar(
     test="test_batch",
     labels="labels",
     classes=10,
+    meta=("batches.meta", "label_names"),
 )
 _CIFAR100 = _Cifar(
-    folder="cifar-100-python", train=("train",), test="test", labels="fine_labels", classes=100
+    folder="cifar-100-python",
+    train=("train",),
+    test="test",
+    labels="fine_labels",
+    classes=100,
+    meta=("meta", "fine_label_names"),
 )
 
 
@@ -83,7 +91,8 @@ def cifar10(
 ) -> Data:
     """CIFAR-10 as torchvision keeps it: `path/cifar-10-batches-py/data_batch_1` and so on; nothing is downloaded.
 
-    50 000 training and 10 000 test images, 32x32 in colour, of 10 classes, in memory.
+    50 000 training and 10 000 test images, 32x32 in colour, of 10 classes, in memory. What these are
+    called is in `batches.meta`, if it is there.
 
     Args:
         path: the folder that holds cifar-10-batches-py (the unpacked cifar-10-python.tar.gz), or that folder itself.
@@ -110,7 +119,8 @@ def cifar100(
 ) -> Data:
     """CIFAR-100 as torchvision keeps it: `path/cifar-100-python/train` and `test`; nothing is downloaded.
 
-    50 000 training and 10 000 test images, 32x32 in colour, of 100 (fine) classes, in memory.
+    50 000 training and 10 000 test images, 32x32 in colour, of 100 (fine) classes, in memory. What these
+    are called is in `meta`, if it is there.
 
     Args:
         path: the folder that holds cifar-100-python (the unpacked cifar-100-python.tar.gz), or that folder itself.
@@ -138,13 +148,30 @@ def _cifar(kind: _Cifar, name: str, path: str, given: tuple[Any, Any], how: Hold
     if missing:
         msg = f"{folder}: training images have all of {kind.classes} classes, found none of {missing}; download it again"
         raise DataError(msg)
-    return byte_data(
+    data = byte_data(
         name,
         (images, labels),
         _cifar_batch(kind, folder / kind.test),
         scale_of(*given, images),
         how,
     )
+    return replace(data, class_names=_cifar_names(kind, folder))
+
+
+def _cifar_names(kind: _Cifar, folder: Path) -> tuple[str, ...]:
+    """Returns the names of classes; () where the file that has them is missing or damaged: nothing is learned by them."""
+    name, key = kind.meta
+    file = folder / name
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            return ()
+        with file.open("rb") as lines:
+            given: Any = _unpickled(file, lines).get(key)
+    except (DataError, OSError):
+        return ()
+    listed: list[Any] = given if isinstance(given, list) else []
+    names = [one for one in listed if isinstance(one, str) and one.isprintable() and one]
+    return tuple(names) if len(set(names)) == len(listed) == kind.classes else ()
 
 
 def _cifar_batch(kind: _Cifar, file: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor]
     # Called after every epoch with (name of the training, epochs done, epochs in all, mean training loss).
     OnEpoch = Callable[[str, int, int, float], None]
+
+
+PASSES = "forward passes per step"  # the fact that says what a training step costs
 
 
 class Pruning(Protocol):
@@ -223,6 +226,11 @@ class Preparation(ABC):
             msg = f"options of {type(self).__name__} are {wanted}, found {given}"
             raise PreparationError(msg)
 
+    @property
+    def passes(self) -> int | None:
+        """Forward passes that a training step takes; those of the options, or None: nothing is said of them."""
+        return getattr(self.options, "passes", None)
+
     def check(self, task: Pruning) -> None:  # noqa: B027 - not all have something to refuse
         """Raises what `prepare` would, as far as that is known before the network is trained."""
 
@@ -261,7 +269,7 @@ def loaded(like: nn.Module, state: Tensors) -> nn.Module:
 
 
 def run_preparation(preparation: Preparation, task: Pruning, trainer: Trainer) -> Prepared:
-    """Returns what a preparation makes, after a look at whether it keeps its word.
+    """Returns what a preparation makes, and among its facts what a step costs, after a look at whether it keeps its word.
 
     Raises:
         PreparationError: if it changes the network that it was lent, returns something else, or what it returns does
@@ -289,7 +297,8 @@ def run_preparation(preparation: Preparation, task: Pruning, trainer: Trainer) -
         raise PreparationError(msg)
     check_source(made.source)
     _check_fits(name, made, task)
-    return made
+    passes = preparation.passes
+    return made if passes is None else replace(made, facts={PASSES: passes, **made.facts})
 
 
 def besides(preparation: Preparation) -> str:

@@ -124,7 +124,6 @@ class DMCP(Preparation):
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "forward passes per step": options.networks + 1,
             "expected cost by the budget": {
                 name: float(share.detach())
                 for name, share in chains.shares(task.graph, costs).items()

@@ -13,7 +13,17 @@ from abcsearch.records import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class TASOptions(TrainedOptions):
+class DrawnOptions(TrainedOptions):
+    """Options of all preparations that draw."""
+
+    @property
+    def passes(self) -> int:
+        """One on which weights learn, and one on which what is drawn by does."""
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TASOptions(DrawnOptions):
     """Options of `TAS`.
 
     Attributes:
@@ -52,7 +62,7 @@ class TASOptions(TrainedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LFPCOptions(TrainedOptions):
+class LFPCOptions(DrawnOptions):
     """Options of `LFPC`.
 
     Attributes:

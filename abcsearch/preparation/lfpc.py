@@ -126,7 +126,6 @@ class LFPC(Preparation):
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "forward passes per step": 2,
             INSIDE: task.constraint.allows(structure),
             "layers that choose": len(names),
             "of these by criterion": {name: names.count(name) for name in ranking.criteria},

@@ -61,6 +61,11 @@ class TrainedOptions:
                 raise ConfigError(unknown_name(f"setting of {self.called}.recipe:", name, known))
         return replace(self.usual if preset is None else find_preset(str(preset)).recipe, **changes)
 
+    @property
+    def passes(self) -> int:
+        """Forward passes that a training step takes, each of a whole batch, a teacher's among them; at most, over steps."""
+        return 1 + self.training.taught
+
 
 @dataclass(frozen=True, kw_only=True)
 class SlimmingOptions(TrainedOptions):
@@ -117,6 +122,11 @@ class SlimmableOptions(TrainedOptions):
     distil: bool = True
     grow: float = setting(0.0, at_least=0, at_most=1)
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def passes(self) -> int:
+        """One of each network, and the teacher's, which the full one alone has."""
+        return self.networks + self.training.taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +309,11 @@ class DMCPOptions(TrainedOptions):
     structures: int = setting(5, at_least=1, at_most=1000)
     blocks: bool = True
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def passes(self) -> int:
+        """One of each network; from the middle of the training on, one more, on which the chains learn."""
+        return self.networks + 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,6 @@ class PruningNet(Preparation):
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "forward passes per step": 1 + recipe.taught,
             "weights that are made": len(generator.made),
             "numbers that make them": _numbers(generator.made, options),
             "change of weights, from the full to the smallest structure": _change(

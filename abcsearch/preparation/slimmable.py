@@ -88,7 +88,6 @@ class Slimmable(Preparation):
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "forward passes per step": options.networks + recipe.taught,
             "channels ranked, before the training, by": list(ranking.criteria),
             INSIDE: task.constraint.allows(start),
         }

@@ -122,7 +122,6 @@ class TAS(Preparation):
         facts = {
             "epochs": recipe.epochs,
             "loss of the first and the last epoch": [trained.losses[0], trained.losses[-1]],
-            "forward passes per step": 2,
             "expected cost by the budget": {
                 name: float(cost.detach()) / bounds[name][1]
                 for name, cost in sizes.expected(task.graph, bounds).items()

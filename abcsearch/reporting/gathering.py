@@ -159,15 +159,18 @@ def _layer_map(
     history: History, run: FinishedRun | None, layers: tuple[Layer, ...]
 ) -> LayerMap | None:
     """Returns what each layer alone loses; None of a run without a map."""
-    if history.map is None:
-        return LayerMap(reason=history.damaged_map) if history.damaged_map else None
-    if not history.map.trials:
+    if history.damaged_map:
+        return LayerMap(reason=history.damaged_map)
+    if history.map is None and not history.told:
+        return None
+    if history.map is not None and not history.map.trials:
         return LayerMap(reason=f"{history.path / 'map' / 'journal.jsonl'} holds no evaluation")
     largest = None
     if run is not None:
         space = run.result.task.space
         largest = space.at(space.largest_indices)
-    return layer_map((*history.told, *history.map.trials), layers, largest)
+    own = () if history.map is None else history.map.trials
+    return layer_map((*history.told, *own), layers, largest)
 
 
 def _opened(

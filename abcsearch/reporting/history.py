@@ -64,7 +64,8 @@ class History:
         map: what was evaluated before the search; None where nothing was, or where it is damaged.
         damaged_map: what is wrong with it; "" where nothing is.
         known: what the searcher was told of other runs, a line for each.
-        told: trials of other runs, which the map need not evaluate again; () of a run without a map.
+        told: trials of other runs, which the map need not evaluate again: where they are all that it asks for, as where
+            several budgets share one, there is no `map`; () of a searcher that asks for none.
         over: whether its own search has all its trials, or has run out of structures.
         names: of the widths and blocks, where a file has them; criteria, if they are searched, follow these.
         note: that the search is finished, but its random baseline is not; "" otherwise.
@@ -155,7 +156,7 @@ def read_history(run_dir: str | Path) -> History:
         note=_baseline_note(folder, settings, searches),
         map=mapped,
         known=told_lines(folder),
-        told=() if mapped is None else _told(folder),
+        told=_told(folder) if mapped is not None or "map" in header["identity"] else (),
         damaged_map=damaged,
     )
 

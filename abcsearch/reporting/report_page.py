@@ -323,6 +323,8 @@ def _map(gathered: Gathered) -> Section | None:
         "what the winner keeps; colours between dots are interpolated, grey is outside of them. It "
         "says nothing of several layers narrowed together."
     )
+    if gathered.history.map is None:
+        lead += " All of it was known from other runs, as of several budgets from the first, and not evaluated again."
     if mapped.failed:
         lead += f" Of its evaluations {mapped.failed} failed, which counts as the greatest loss."
     cells = map_cells(mapped, gathered.widths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import quoted
+from abcsearch.errors import RunError, quoted
 from abcsearch.results.finetuned_files import read_tuned
 from abcsearch.results.front_answer import LOSS, Standing, answer
 from abcsearch.results.status import RunStatus, RunWatch
@@ -26,7 +26,8 @@ class FrontStatus:
     """How far a front is.
 
     Attributes:
-        budgets: of every budget, by name; None of one that has not begun.
+        budgets: of every budget, by name; None of one that has not begun, or cannot be read.
+        damaged: why the run of a budget cannot be read, by its name.
         running: whether a process works on one of them now.
         finished: whether nothing is left to search, and nobody writes.
         evaluations: how many structures have been evaluated in all: of the map, and of the trials those that were not
@@ -37,6 +38,7 @@ class FrontStatus:
     """
 
     budgets: dict[str, RunStatus | None]
+    damaged: dict[str, str]
     running: bool
     finished: bool
     evaluations: int
@@ -75,14 +77,17 @@ class FrontWatch:
         """Returns how far the front is now.
 
         Raises:
-            RunError: if the folder holds no front, or something in it is damaged.
+            RunError: if the folder holds no front, or its front.json is damaged.
         """
         there = FrontFolder.of(self.path)
-        budgets: dict[str, RunStatus | None] = {}
-        for name, run in zip(there.names, there.runs, strict=True):
-            begun = (run.path / "run.json").exists()
-            watched = self._watches.setdefault(name, RunWatch(run.path))
-            budgets[name] = watched.look() if begun else None
+        budgets: dict[str, RunStatus | None] = dict.fromkeys(there.names)
+        damaged: dict[str, str] = {}
+        for run in there.begun:
+            name = run.path.name
+            try:
+                budgets[name] = self._watches.setdefault(name, RunWatch(run.path)).look()
+            except RunError as error:
+                damaged[name] = str(error)
         known = [status for status in budgets.values() if status is not None]
         running = there.folder.in_use() or any(status.running for status in known)
         finished = (
@@ -90,6 +95,7 @@ class FrontWatch:
         )
         return FrontStatus(
             budgets=budgets,
+            damaged=damaged,
             running=running,
             finished=finished,
             evaluations=sum(_evaluated(status) for status in known),

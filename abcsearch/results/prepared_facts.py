@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from abcsearch.channels.source import Sliced
 from abcsearch.errors import RunError
+from abcsearch.runs.disk.spent import read_spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +29,9 @@ def prepared_facts(
     if made is None or named is None:
         return
     yield "by", named.name
+    spent = read_spent(run.folder)
+    if spent is not None:
+        yield "time", spent.words
     for name, value in made.facts.items():
         yield name, fact_text(value)
     trials = {trial.candidate: trial for trial in reversed(result.trials)}

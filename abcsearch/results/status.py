@@ -16,6 +16,7 @@ from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.known import STAGE, mapped_total, told_lines
 from abcsearch.runs.disk.setup import read_setup
 from abcsearch.runs.disk.shapes import other_baseline, shown_header, winner_name
+from abcsearch.runs.disk.spent import read_spent
 from abcsearch.runs.disk.stages import FAILED, PREPARING, TUNING
 from abcsearch.trial import Trial
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from abcsearch.space import Candidate
 
 _LOG_LINES = 5
+_MAP_DAMAGED = "the map is damaged: "
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,12 @@ class RunStatus:
         tuned: names of the structures that have been fine-tuned: what export and report take as such.
         kept: names of the folders in finetuned/ with what was fine-tuned by other recipes.
         recipes: in what the recipe of a fine-tuning differs from the run's own, by name, or folder/name of those kept.
-        damaged: files of weights or scores that are damaged or missing, with what to do, once nobody writes.
+        damaged: files that are damaged, with what to do, of which nothing or only a part is shown here; and once nobody
+            writes, those of weights or scores that are damaged or missing.
         interrupted: the command that continues a fine-tuning which was stopped, once nobody writes; else None.
         pulse: what the running process says of itself; None if it says nothing.
         setup: how the full network did on the data before the search, and what looked wrong, a line each.
+        prepared: what a preparation has cost that is done; None without one, or where the folder does not say.
         preparing: where a preparation stood that was stopped, or why it failed; None without such a one.
         log: the last lines of the log.
     """
@@ -135,6 +139,7 @@ class RunStatus:
     interrupted: str | None
     pulse: Pulse | None
     setup: tuple[str, ...]
+    prepared: str | None
     preparing: str | None
     log: tuple[str, ...]
 
@@ -158,6 +163,7 @@ class RunWatch:
         self._ends: tuple[list[int], bool, bool] = ([], False, False)
         # Searches whose best trials are scored in full at their end
         self._to_decide: set[Path] = set()
+        self._unread: list[str] = []  # what could not be read at the last look
 
     @property
     def title(self) -> str:
@@ -172,18 +178,19 @@ class RunWatch:
         return "model" in shown_header(self._folder)["settings"]
 
     def look(self) -> RunStatus:
-        """Returns how far the run is now.
+        """Returns how far the run is now, as far as that can be read.
 
         Raises:
-            RunError: if the folder holds no run, or a damaged one.
+            RunError: if the folder holds no run, or its run.json is damaged; if a baseline is that of another run.
         """
         header = shown_header(self._folder)
+        self._unread.clear()
         settings, n_trials = header["settings"], header["settings"]["n_trials"]
         folders = self._searched(header)
         # Before the journals: what is finished after that is seen at the next look
         running = self._folder.in_use()
         ended, exhausted = self._ended(list(folders.values()), n_trials)
-        total = mapped_total(self._folder)
+        total = self._mapped()
         pulse = self._pulse([*folders.values(), self._folder.map], ended=ended) if running else None
         now = None if ended else pulse
         active = _last_written(folders) if running else None
@@ -198,6 +205,7 @@ class RunWatch:
         over = (
             ended
             and not running
+            and not self._unread
             and (exhausted or _complete(searches))
             and not _undecided(searches)
         )
@@ -214,10 +222,11 @@ class RunWatch:
             tuned=tuple(name for name, tuning in tuned.items() if tuning.scores is not None),
             kept=tuple(path.name for path in kept(self._folder)),
             recipes=recipes(self._folder, tuned, settings.get("finetune")),
-            damaged=() if running else damaged(self._folder, header, tuned),
+            damaged=(*self._unread, *(() if running else damaged(self._folder, header, tuned))),
             interrupted=interrupted(self._folder, settings.get("finetune")) if over else None,
             pulse=pulse,
             setup=() if setup is None else setup.lines,
+            prepared=_spent(self._folder),
             preparing=None if running else _left_off(self._folder),
             log=_last_lines(self.path / "log.txt"),
         )
@@ -232,10 +241,26 @@ class RunWatch:
         folders = {winner_name(settings["searcher"]["name"]): self._folder}
         begun = {path.parent.name for path in self.path.glob("baselines/*/run.json")}
         for name in sorted(begun | set(searched(settings.get("baselines", ())))):
-            if other := other_baseline(self._folder, name, header):
+            if other := self._other(name, header):
                 raise RunError(other)
             folders[f"baseline {name}"] = self._folder.baseline(name)
         return folders
+
+    def _other(self, name: str, header: dict[str, Any]) -> str:
+        """Returns that a baseline is that of another run, or ""; notes if that cannot be told."""
+        try:
+            return other_baseline(self._folder, name, header)
+        except (RunError, OSError) as error:
+            self._unread.append(str(error))
+            return ""
+
+    def _mapped(self) -> int:
+        """Returns how many structures the map has; 0 without one, or if that cannot be read, which is noted."""
+        try:
+            return mapped_total(self._folder)
+        except (RunError, OSError) as error:
+            self._unread.append(f"{_MAP_DAMAGED}{error}")
+            return 0
 
     def _pulse(self, folders: list[RunFolder], *, ended: bool) -> Pulse | None:
         """Returns what the running process has said last: a search that is over, or was killed, says nothing."""
@@ -253,7 +278,10 @@ class RunWatch:
         tail = self._tails.get(name)
         if tail is None or tail.n_trials != n_trials:  # continued with another number of trials
             tail = self._tails[name] = JournalTail(folder.journal, n_trials)
-        tail.look()
+        try:
+            tail.look()
+        except (RunError, OSError) as error:  # what was read before it is shown
+            self._unread.append(f"{_MAP_DAMAGED if name == STAGE else ''}{error}")
         workers = pulse.workers if pulse else None
         return SearchStatus(
             name=name,
@@ -320,6 +348,12 @@ def _winners(searches: Sequence[SearchStatus]) -> dict[str, Candidate | None]:
     """Returns the best structure of every search so far, by what files call it."""
     best = {search.name.removeprefix("baseline "): search.best for search in searches}
     return {name: trial and trial.candidate for name, trial in best.items()}
+
+
+def _spent(folder: RunFolder) -> str | None:
+    """Returns how long a preparation has taken that is done, and what its steps cost, where the folder says so."""
+    spent = read_spent(folder)
+    return None if spent is None else spent.line
 
 
 def _left_off(folder: RunFolder) -> str | None:

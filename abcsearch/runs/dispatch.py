@@ -15,13 +15,13 @@ from abcsearch.errors import (
     ShortageError,
     WorkerLostError,
     WorkerStoppedError,
-    quoted,
 )
 from abcsearch.evaluation.base import Evaluator, evaluate
 from abcsearch.evaluation.racing import start_of, without_groups
 from abcsearch.evaluation.staged import Staged, Verdict, cheap, trained
 from abcsearch.rng import derived_seed
 from abcsearch.runs.disk.retrying import ATTEMPTS
+from abcsearch.runs.going_on import going_on
 from abcsearch.trial import Evaluation
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Flights:
         msg = (
             f"trial {number} could not be evaluated: {error}{again}. Nothing was written down for it, finished trials "
             f"are kept; free what is short, or use fewer workers, and continue with: "
-            f"abcsearch resume {quoted(self._folder.run)}"
+            f"{going_on(self._folder)}"
         )
         self._ending = self._ending or ShortageError(msg)
 

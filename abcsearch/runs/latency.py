@@ -16,9 +16,10 @@ from abcsearch.channels.latency import (
 )
 from abcsearch.channels.options import LatencyOptions
 from abcsearch.channels.timed import TimedCosts
-from abcsearch.errors import BudgetError, ModelError, RunError
+from abcsearch.errors import BudgetError, ModelError, RunError, TooSmallError
 from abcsearch.formats import size_text
 from abcsearch.rng import numpy_stream
+from abcsearch.runs.out_of_reach import COSTS, why_not_smaller
 from abcsearch.shortages import free_memory
 from abcsearch.steps import doing
 
@@ -161,11 +162,15 @@ def bound(
         data: its data.
 
     Raises:
-        BudgetError: as `Budget.bind`; of forward time it says where that was measured, and what would help.
+        BudgetError: as `Budget.bind`; of one below the smallest structure it says which layers keep that up, of forward
+            time it says where that was measured, and what would help.
     """
     try:
         return settings.budget.bind(space, costs)
     except BudgetError as error:
+        if isinstance(error, TooSmallError) and error.cost in COSTS:
+            why = why_not_smaller(graph, space, settings.space, error.cost)
+            raise TooSmallError(f"{error}{why}", error.cost) from error
         if "latency_ms" not in str(error):
             raise
         msg = f"{error}. Forward time is that of {settings.latency.where} ([latency]); the space has levels = "

@@ -17,15 +17,16 @@ from abcsearch.errors import (
     differences,
     one_line,
     plural,
-    quoted,
 )
 from abcsearch.formats import first_line
 from abcsearch.preparation.base import Trainer, check_restored, check_start, run_preparation
 from abcsearch.preparation.needs import check_needs
 from abcsearch.preparation.registry import make_preparation
 from abcsearch.preparation.structures import INSIDE, missed_bounds
+from abcsearch.runs.disk.spent import metered
 from abcsearch.runs.disk.stages import FAILED, PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
+from abcsearch.runs.going_on import going_on
 from abcsearch.runs.header import data_identity
 from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.settings import deciding, to_plain
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from abcsearch.preparation.base import Preparation, Prepared
     from abcsearch.runs.disk.folder import RunFolder
+    from abcsearch.runs.disk.spent import Meter
     from abcsearch.runs.settings import SearchSettings
     from abcsearch.runs.task import Task
     from abcsearch.space import Candidate
@@ -118,8 +120,12 @@ def prepared(
     if preparation is None:
         return task
     if not (folder.path / RECORD).exists():
-        with _why_it_failed(folder):
-            _prepare_into(folder, settings, task, preparation, progress)
+        of, alone = _mark(settings, task), getattr(preparation.options, "workers", 1) == 1
+        with (
+            _why_it_failed(folder),
+            metered(folder, of, alone=alone, passes=preparation.passes) as meter,
+        ):
+            _prepare_into(folder, settings, task, preparation, progress, meter)
     ready = opened(folder, settings, task, preparation)
     if settings.searcher.name == "given" and not (
         ready.starts or settings.searcher.options.get("initial")
@@ -152,12 +158,11 @@ def _prepare_into(
     task: Task,
     preparation: Preparation,
     progress: Progress,
+    meter: Meter,
 ) -> None:
     """Prepares, and writes the weights, then the record that vouches for them."""
-    of, name = (
-        _mark(settings, task),
-        settings.prepare.name if settings.prepare else type(preparation).__name__,
-    )
+    of = meter.of
+    name = settings.prepare.name if settings.prepare else type(preparation).__name__
     crew = crew_of(preparation, settings, folder.log)
     size = 1 if crew is None else crew.workers
     folder.write_progress(f"{PREPARING}: {name}", 0, 1, busy=size, workers=size)
@@ -177,6 +182,7 @@ def _prepare_into(
 
     def on_epoch(name: str, done: int, total: int, loss: float) -> None:
         folder.check()
+        meter.note()
         show(name, done, total, f"loss {loss:.4f}")
         progress(f"{PREPARING}: {name}", done, total, f"loss {loss:.4f}")
 
@@ -194,7 +200,10 @@ def _prepare_into(
     folder.write_json(RECORD, {**_record(made, of, tensors), "settings": seen(settings)})
     for done in folder.path.glob("prepared-*.checkpoint"):
         done.unlink()
-    folder.log(f"prepared: {plural(len(made.starts), 'structure')} to begin with; {_told(made)}")
+    took = meter.spent().words
+    folder.log(
+        f"prepared in {took}: {plural(len(made.starts), 'structure')} to begin with; {_told(made)}"
+    )
     if made.facts.get(INSIDE) is False and made.starts:
         line = _outside(name, made.starts[0], task)
         folder.log(f"warning: {line}")
@@ -333,5 +342,5 @@ def _refusal(folder: RunFolder, name: str, what: str) -> str:
     """Returns what is wrong with a file, and what to do."""
     return (
         f"{folder.path / name} {what}; restore {RECORD} and {WEIGHTS} from a copy, or delete both: all is then "
-        f"prepared again with the same result, by: abcsearch resume {quoted(folder.path)}"
+        f"prepared again with the same result, by: {going_on(folder)}"
     )

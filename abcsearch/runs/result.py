@@ -12,11 +12,12 @@ import numpy as np
 
 from abcsearch.bounds import COSTS
 from abcsearch.channels.repair import Repaired
-from abcsearch.errors import RunError, plural, quoted
+from abcsearch.errors import RunError, plural
 from abcsearch.evaluation.adaptive_bn import AdaptiveBN, AdaptiveBNOptions
 from abcsearch.evaluation.sliced import SlicedEvaluator
 from abcsearch.evaluation.staged import Staged
 from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.going_on import going_on
 from abcsearch.runs.summaries import Summarised
 from abcsearch.runs.trials import frame_of, rows_of
 from abcsearch.runs.watching import finish_times
@@ -190,7 +191,7 @@ def collected(
         )
         msg = (
             f"no trial of {folder.path} succeeded: {reasons}; once that is mended, evaluate them again with: "
-            f"abcsearch resume {quoted(folder.run)} --retry-failed"
+            f"{going_on(folder, retry_failed=True)}"
         )
         raise RunError(msg)
     # Made when first needed: it may read images

@@ -8,9 +8,10 @@ import time
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from abcsearch.errors import FailuresError, plural, quoted
+from abcsearch.errors import FailuresError, plural
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.setup import read_setup
+from abcsearch.runs.going_on import going_on
 from abcsearch.runs.pace import Note, Pace
 from abcsearch.runs.watching import Watcher, Watchers
 from abcsearch.trial import Trial
@@ -101,7 +102,7 @@ class Standing:
             msg = (
                 f"{plural(len(self._in_a_row), 'evaluation')} failed in a row (max_failures = {self.max_failures}): "
                 f"{reasons}. Finished trials are kept in {self.folder.path}; once that is mended, evaluate the failed "
-                f"ones again with: abcsearch resume {quoted(self.folder.run)} --retry-failed"
+                f"ones again with: {going_on(self.folder, retry_failed=True)}"
             )
             raise FailuresError(msg)
 

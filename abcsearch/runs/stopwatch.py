@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from abcsearch.channels.latency import in_turns
 from abcsearch.channels.runtimes import check_runtime
-from abcsearch.errors import plural, quoted
+from abcsearch.errors import plural
 from abcsearch.rng import derived_seed
 from abcsearch.runs.disk.decision import Timed
+from abcsearch.runs.disk.folder import RunFolder
+from abcsearch.runs.going_on import going_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +109,6 @@ class Stopwatch:
         return (
             f"none of the best {plural(count, 'trial')} of {self.path} is inside the budget of forward time as measured "
             f"({self.where}): it allows {wanted} of the full network's time, and the nearest, trial {number}, takes "
-            f"{nearest.share:.3f}. Search on with more trials (abcsearch resume {quoted(self.path)} --n-trials N), "
+            f"{nearest.share:.3f}. Search on with more trials ({going_on(RunFolder(self.path), n_trials='N')}), "
             f"or begin a run with another budget, with latency.check = true, or with a less busy machine"
         )

@@ -73,6 +73,66 @@ def test_cifar_is_read_as_it_is_distributed_and_normalised_by_its_training_image
     )
 
 
+META = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_label_names")}
+PIPES = ["pipe"] if hasattr(os, "mkfifo") else []
+WRONG_NAMES = {
+    "too few": lambda names: names[1:],
+    "one twice": lambda names: [*names[1:], names[1]],
+    "numbers": lambda names: [*range(len(names))],
+    "an empty one": lambda names: ["", *names[1:]],
+    "several lines": lambda names: ["a\nb", *names[1:]],
+    "half a character": lambda names: ["\ud800", *names[1:]],
+    "a text": lambda names: "x" * len(names),
+    "none": lambda _: None,
+}
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_names_of_classes_are_those_of_the_file_beside_the_data(tmp_path, name, classes):
+    """Which changes nothing else: the data of a run are the same with and without."""
+    folder, _ = write_cifar(tmp_path, classes)
+    file, key = META[name]
+    without = load_data(name, path=str(tmp_path), validation=0.5)
+    assert without.class_names == ()
+    names = [f"thing {number}" for number in range(classes)]
+    (folder / file).write_bytes(pickle.dumps({key: names, "num_vis": 3072}, protocol=2))
+    data = load_data(name, path=str(tmp_path), validation=0.5)
+    assert data.class_names == tuple(names)
+    assert data.fingerprint() == without.fingerprint()
+    binary = {key.encode(): [one.encode() for one in names]}  # as Python 2 has pickled it
+    (folder / file).write_bytes(b"(d" + b"".join(_python_2(binary)) + b".")
+    assert load_data(name, path=str(tmp_path), validation=0.5).class_names == tuple(names)
+
+
+def _python_2(table):
+    """Yields the pickle of texts by texts as Python 2 wrote it, behind an empty dict."""
+    for name, texts in table.items():
+        yield b"S" + repr(name.decode()).encode() + b"\n("
+        yield from (b"S" + repr(one.decode()).encode() + b"\n" for one in texts)
+        yield b"ls"
+
+
+@pytest.mark.parametrize("what", [*WRONG_NAMES, "a list", "cut", "bytes", "code", "folder", *PIPES])
+def test_without_sound_names_there_are_none(tmp_path, what):
+    folder, _ = write_cifar(tmp_path)
+    file, names = folder / "batches.meta", [f"thing {number}" for number in range(10)]
+    whole = pickle.dumps({"label_names": names})
+    match what:
+        case "a list":
+            file.write_bytes(pickle.dumps(names))
+        case "cut" | "bytes":
+            file.write_bytes(whole[:-9] if what == "cut" else bytes(range(256)))
+        case "code":
+            file.write_bytes(pickle.dumps({"label_names": names, "more": Evil()}))
+        case "folder":
+            file.mkdir()
+        case "pipe":
+            os.mkfifo(file)
+        case _:
+            file.write_bytes(pickle.dumps({"label_names": WRONG_NAMES[what](names)}))
+    assert load_data("cifar10", path=str(tmp_path), validation=0.5).class_names == ()
+
+
 def test_cifar_as_python_2_has_pickled_it(tmp_path):
     """The published files: strings of bytes, numpy 1's module names, flags of dtype as numbers."""
     folder, written = write_cifar(tmp_path)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from abcsearch import search
 from abcsearch.budget import Budget
 from abcsearch.cli import app
-from abcsearch.config import read_config
+from abcsearch.config import read_config, read_run
 from abcsearch.reporting.charts import page_charts
 from abcsearch.reporting.curves import Layer
 from abcsearch.reporting.drawings import draw_map
@@ -24,7 +24,7 @@ from abcsearch.reporting.layer_charts import map_chart
 from abcsearch.reporting.layer_map import ROWS, layer_map
 from abcsearch.reporting.report_page import MAP, report_page, write_page
 from abcsearch.reporting.tables import map_cells
-from abcsearch.runs.config_run import run_config
+from abcsearch.runs.config_run import run_config, run_front_config
 from abcsearch.runs.disk.journal import read_journal
 from abcsearch.searchers.sensitivity_map import probes, sensitivity_map
 from abcsearch.space import Dimension, SearchSpace
@@ -176,6 +176,29 @@ def test_the_report_of_a_run_has_its_map(run):
             in markdown
         )
     assert len(trials) == 1 + len(made["layers"])
+
+
+def test_every_budget_has_the_map_that_they_share(tmp_path):
+    text = TINY_CONFIG.replace("budget = {macs = 0.5}", "budgets = [{macs = 0.7}, {macs = 0.4}]")
+    (tmp_path / "front.toml").write_text(text)
+    changes = ["searcher={name='sensitivity', levels=1}", "n_trials=2", "baselines=[]"]
+    found = run_front_config(read_run(tmp_path / "front.toml", changes), tmp_path / "run")
+    first, second = (result.run_dir for result in found.results)
+    assert not (second / "map").exists()
+    maps = [gather(folder, measure=False).layer_map for folder in (first, second)]
+    assert maps[0].largest == maps[1].largest
+    for one, other in zip(*(made.layers for made in maps), strict=True):
+        # Trials of the first budget may be of one narrow layer, too
+        losses = [dict(zip(probed.widths, probed.losses, strict=True)) for probed in (one, other)]
+        assert losses[0]
+        assert losses[0].items() <= losses[1].items()
+    page, markdown = reported(second)
+    assert f"<h2>{MAP}</h2>" in page
+    assert f"## {MAP}" in markdown
+    assert "All of it was known from other runs" in page
+    assert (second / "report" / "map.png").exists()
+    (second / "known.json").unlink()
+    assert gather(second, measure=False).layer_map is None
 
 
 @pytest.mark.parametrize("what", ["gone", "journal gone", "journal damaged", "record damaged"])

@@ -228,7 +228,7 @@ def test_without_one_inside_a_run_says_so_and_goes_on_with_more_trials(task, tmp
     said = str(refused.value)
     assert "none of the best 6 trials" in said
     assert "allows 0.000 to 0.600 of the full network's time, and the nearest" in said
-    assert "--n-trials N" in said
+    assert "n_trials=N" in said
     Measuring(monkeypatch, lambda count: 0.5)
     result = budgeted(task, tmp_path / "run", n_trials=12)
     assert result.best.number >= 6

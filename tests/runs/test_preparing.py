@@ -23,6 +23,7 @@ from abcsearch.results.prepared_facts import fact_text
 from abcsearch.runs.config_run import run_config
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import read_journal
+from abcsearch.runs.disk.spent import read_spent
 from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.entry import _part
 from abcsearch.training.checkpoints import network_hash
@@ -112,6 +113,8 @@ def test_the_commands_know_of_it(made, tmp_path):
     facts = ("an idle scale shrinks by", "its structure, trial 0", "epochs since the base network")
     for words in (
         "Prepared before the search",
+        "of CPU",
+        "forward passes per step",
         *facts,
         "fitness of uniform widths, before and after",
     ):
@@ -205,6 +208,27 @@ def test_stopped_after_every_epoch_it_is_the_same_run(made, tmp_path):
     for name in ("prepared.json", "prepared.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (made / "run" / name).read_bytes()
     assert trials(tmp_path / "run") == trials(made / "run")
+    spent, at_once = (read_spent(RunFolder(run)) for run in (tmp_path / "run", made / "run"))
+    assert (spent.processes, at_once.processes) == (4, 1)
+    assert f"prepared in {spent.line}" in call("status", tmp_path / "run").output
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "shape", "numbers", "another"])
+def test_a_folder_that_does_not_say_what_it_cost_shows_nothing(run, damage):
+    """As those of earlier versions, or what was prepared by other settings."""
+    path = run / "prepared-seconds.json"
+    if damage == "gone":
+        path.unlink()
+    elif damage in ("empty", "shape"):
+        path.write_text("" if damage == "empty" else "[1, 2]")
+    else:
+        values = {"seconds": "long"} if damage == "numbers" else {"of": "00000000"}
+        rewrite(path, lambda record: record.update(values))
+    assert "prepared in" not in "".join(call("status", run).output.splitlines()[:-5])
+    assert call("report", run).exit_code == 0
+    names = [name for name, _ in json.loads((run / "report.json").read_text())["prepared"]]
+    assert "time" not in names
+    assert "forward passes per step" in names
 
 
 def test_killed_between_the_two_files_it_is_made_again(made, tmp_path, monkeypatch):

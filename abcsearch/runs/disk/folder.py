@@ -12,7 +12,7 @@ progress.json      how it stands, and how fine-tuning does, for those who watch;
 log.txt            progress as plain lines
 base.safetensors   trained network of a configured run; base-*.checkpoint while it is being trained
 prepared.safetensors  what was trained before the search; prepared.json vouches for it, and has the structures to begin
-                   with; prepared-*.checkpoint while it is being trained
+                   with; prepared-*.checkpoint while it is being trained; prepared-seconds.json: how long it took
 baselines/NAME/    run folders of the baselines
 map/               run folder of the map: structures whose fitness the searcher wanted to know before it began
 known.json         trials of other runs that the searcher was told of
