@@ -403,7 +403,8 @@ class Constraint:
         names = [limit.name for limit in self.limits]
         wanted, costs, reach = (
             ", ".join(
-                f"{name} {amount(name, *found)}" for name, found in zip(names, numbers, strict=True)
+                f"{name} {amount(name, *low_high)}"
+                for name, low_high in zip(names, numbers, strict=True)
             )
             for numbers in (
                 [(limit.low, limit.high) for limit in self.limits],

@@ -13,7 +13,7 @@ NOUNS = "trial block structure group layer image epoch worker network dimension 
 BEHIND = re.compile(rf"^ (?:[\w-]+ )?({'|'.join(f'{noun}s' for noun in NOUNS.split())})\b")
 # More than one wherever they are said, or no count.
 ALWAYS = {
-    "len(own) runs",
+    "len(together) runs",
     "rounds rounds",
     "self.workers workers",  # also what a GPU each is too much for, and what shares a batch
     "wanted workers",

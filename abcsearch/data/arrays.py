@@ -74,11 +74,11 @@ class _Plain(pickle.Unpickler):
             ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
             ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
         }
-        found = known.get((module.replace("numpy._core", "numpy.core"), name))
-        if found is None:
+        made_with = known.get((module.replace("numpy._core", "numpy.core"), name))
+        if made_with is None:
             msg = f"it holds a {module}.{name}"
             raise pickle.UnpicklingError(msg)
-        return found
+        return made_with
 
 
 def cifar10(

@@ -40,9 +40,9 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
     Raises:
         DataError: if they do not belong to `count` images, or are none of what `Images.labels` says.
     """
-    found = f"found {tuple(labels.shape)} {labels.dtype}"
+    given = f"found {tuple(labels.shape)} {labels.dtype}"
     if labels.shape[:1] != (count,):
-        msg = f"labels are ({count},) int64 for {plural(count, 'image')}, {found}"
+        msg = f"labels are ({count},) int64 for {plural(count, 'image')}, {given}"
         raise DataError(msg)
     if are_boxes(labels):
         check_boxes(labels, count)
@@ -57,7 +57,7 @@ def check_labels(labels: torch.Tensor, count: int) -> None:
     if labels.dtype != torch.int64 or labels.ndim > 4 or in_a_column or not labels.numel():
         msg = (
             f"labels are ({count},) int64 class numbers, ({count}, height, width) int64 class numbers of pixels or "
-            f"({count}, ...) float32 values for {plural(count, 'image')}, {found}"
+            f"({count}, ...) float32 values for {plural(count, 'image')}, {given}"
         )
         raise DataError(msg)
     low = int((labels if labels.ndim == 1 else labels.where(labels != IGNORED, 0)).min())

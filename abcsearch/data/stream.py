@@ -294,17 +294,17 @@ class _Decoding(Dataset[Any]):
             del items  # which ends the workers; kept by an error's traceback, they would end late and slowly
 
     @staticmethod
-    def _next(found: Iterator[Any], workers: int) -> list[torch.Tensor] | None:
+    def _next(items: Iterator[Any], workers: int) -> list[torch.Tensor] | None:
         """Returns the next batch of a loader, or None after the last."""
         try:
-            rows = next(found, None)
+            rows = next(items, None)
         except RuntimeError as error:  # a worker was killed: what kills it is outside of Python
             rows = DataError(
                 f"a process that decodes images has died: {error}; is there enough memory and /dev/shm for "
                 f"workers = {workers}?"
             )
         if isinstance(rows, DataError):
-            del found
+            del items
             raise rows
         return rows
 

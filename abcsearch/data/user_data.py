@@ -58,8 +58,8 @@ def from_datasets(  # noqa: PLR0913 - options of a config
         DataError: if they are no Datasets, or an item is not what it has to be.
     """
     read_: list[Images] = []
-    for part, source in zip(("train", "test"), pair, strict=True):
-        where = f"{name}: the {part} Dataset"
+    for split, source in zip(("train", "test"), pair, strict=True):
+        where = f"{name}: the {split} Dataset"
         if not (hasattr(source, "__getitem__") and hasattr(source, "__len__")) or not len(source):
             msg = f"{where} has __getitem__, __len__ and at least one item, found {source!r:.80}"
             raise DataError(msg)

@@ -223,15 +223,15 @@ class Generating(Supervised):
     def same(self) -> Mapping[str, Any]:
         """Returns what is drawn, what is made, and the order of channels."""
         orders = [
-            [order.tolist() for order in own.orders]
-            for own in (self._ranking, *self._ranking.others)
+            [order.tolist() for order in ranking.orders]
+            for ranking in (self._ranking, *self._ranking.others)
         ]
-        own = {
+        here = {
             "orders": orders,
             "made": [one.name for one in self._generator.made],
             "from_full": self._from_full,
         }
-        return {**super().same(), **own, **self._sampler.same()}
+        return {**super().same(), **here, **self._sampler.same()}
 
 
 def _free(space: SearchSpace) -> list[int]:

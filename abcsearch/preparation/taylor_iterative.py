@@ -209,7 +209,7 @@ class Dwindling(Supervised):
             self.prunings + 1,
         )
         group_of = np.repeat(np.arange(len(self._channels)), self._channels)
-        counts = np.array([int(own.sum()) for own in self.gates()])
+        counts = np.array([int(gates.sum()) for gates in self.gates()])
         chosen: list[int] = []
         rows: list[NDArray[np.int64]] = []
         for channel in torch.argsort(self._mean, stable=True).tolist():

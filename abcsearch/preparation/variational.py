@@ -194,15 +194,15 @@ class NoisyScales(Supervised):
         """Returns per prunable group |mean|, and (mean / spread)^2, (channels,): over batch norms; infinite without one."""
         mean = self.factors.mean.detach().double().cpu()
         spread = self.factors.log_spread.detach().double().cpu().exp()
-        found: list[list[NDArray[np.float64]]] = []
+        means: list[list[NDArray[np.float64]]] = []
         for values in (mean.abs(), (mean / spread).square()):
             chunks = values.split([len(entries) for entries in self._entries.values()])
             by_name = {
                 name: dict(zip(entries.tolist(), chunk.tolist(), strict=True))
                 for (name, entries), chunk in zip(self._entries.items(), chunks, strict=True)
             }
-            found.append([_mean_over(group, by_name) for group in graph.prunable])
-        return found[0], found[1]
+            means.append([_mean_over(group, by_name) for group in graph.prunable])
+        return means[0], means[1]
 
     def same(self) -> Mapping[str, Any]:
         """Returns objective, prior and strength."""

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from abcsearch.reporting.comparison import Comparison
 
 
-def compare_drawings(found: Comparison) -> Mapping[str, Callable[[], Figure]]:
+def compare_drawings(comparison: Comparison) -> Mapping[str, Callable[[], Figure]]:
     """Returns what draws each chart, by name."""
-    made: dict[str, Callable[[], Figure]] = {"fitness": partial(draw_fitness, found)}
-    if any(run.clouds for run in found.runs):
-        made["pareto"] = partial(draw_fronts, found)
-    layers = {run.widths.layers if run.widths else None for run in found.runs}
+    made: dict[str, Callable[[], Figure]] = {"fitness": partial(draw_fitness, comparison)}
+    if any(run.clouds for run in comparison.runs):
+        made["pareto"] = partial(draw_fronts, comparison)
+    layers = {run.widths.layers if run.widths else None for run in comparison.runs}
     if len(layers) == 1 and None not in layers:
-        made["widths"] = partial(draw_widths, found)
+        made["widths"] = partial(draw_widths, comparison)
     return made
 
 
-def draw_fitness(found: Comparison) -> Figure:
+def draw_fitness(comparison: Comparison) -> Figure:
     """Draws the best fitness over trials by group."""
     figure, axes = figure_of("Best fitness over trials")
-    for index, group in enumerate(found.groups):
+    for index, group in enumerate(comparison.groups):
         color = SERIES[index % len(SERIES)]
         axes.step(
             group.numbers,
@@ -58,11 +58,11 @@ def draw_fitness(found: Comparison) -> Figure:
     return figure
 
 
-def draw_fronts(found: Comparison) -> Figure:
+def draw_fronts(comparison: Comparison) -> Figure:
     """Draws the front of each run against the cost that the first one weighs fitness with."""
     figure, axes = figure_of("Fronts of fitness and cost")
-    cost = next(run.clouds[0].cost for run in found.runs if run.clouds)
-    for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+    cost = next(run.clouds[0].cost for run in comparison.runs if run.clouds)
+    for index, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True)):
         cloud = next((cloud for cloud in run.clouds if cloud.cost == cost), None)
         if cloud is None:
             continue
@@ -79,11 +79,11 @@ def draw_fronts(found: Comparison) -> Figure:
     return figure
 
 
-def draw_widths(found: Comparison) -> Figure:
+def draw_widths(comparison: Comparison) -> Figure:
     """Draws what the winners keep of every layer."""
-    layers = next(run.widths.layers for run in found.runs if run.widths is not None)
+    layers = next(run.widths.layers for run in comparison.runs if run.widths is not None)
     figure, axes = along_layers("Widths of the winners", [layer.name for layer in layers])
-    for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+    for index, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True)):
         kept = [*run.widths.kept.values()][-1] if run.widths else ()
         shares = [100 * value / layer.full for value, layer in zip(kept, layers, strict=True)]
         axes.plot(

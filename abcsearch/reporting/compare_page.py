@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 _RUN, _SEARCHER = 16, 14  # characters of names on a terminal
 
 
-def write_comparison(found: Comparison, out: Path) -> Path:
+def write_comparison(comparison: Comparison, out: Path) -> Path:
     """Writes the page, and beside it, by the same name, a folder of PNG files and a JSON file; returns the page's path.
 
     Args:
-        found: what is shown.
+        comparison: what is shown.
         out: the page, e.g. compare.html.
 
     Raises:
@@ -47,10 +47,10 @@ def write_comparison(found: Comparison, out: Path) -> Path:
     check_page(out, "compare.html")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(out.parent)
-    for name, draw in compare_drawings(found).items():
+    for name, draw in compare_drawings(comparison).items():
         folder.write(f"{out.stem}/{name}.png", partial(_save, draw), lasting=False)
-    folder.write_json(f"{out.stem}.json", found.plain())
-    text = compare_page(found).html()
+    folder.write_json(f"{out.stem}.json", comparison.plain())
+    text = compare_page(comparison).html()
     folder.write(out.name, lambda path: path.write_text(text, encoding="utf-8"))
     return out
 
@@ -60,17 +60,17 @@ def _save(draw: Any, path: Path) -> None:  # noqa: ANN401 - a function that retu
     draw().savefig(path, format="png")
 
 
-def compare_page(found: Comparison) -> Page:
+def compare_page(comparison: Comparison) -> Page:
     """Returns the page of several runs."""
-    charts = {"fitness": fitness_chart(found)}
+    charts = {"fitness": fitness_chart(comparison)}
     sections = [
         Section(
             title="Winners",
-            lead=_table_lead(found),
-            body=table(winner_cells(found.winners), range(2, 30), "dense")
-            + "".join(paragraph(line, "note") for line in worth(found)),
+            lead=_table_lead(comparison),
+            body=table(winner_cells(comparison.winners), range(2, 30), "dense")
+            + "".join(paragraph(line, "note") for line in worth(comparison)),
         ),
-        *_arm_sections(found),
+        *_arm_sections(comparison),
         Section(
             title="Best fitness over trials",
             lead="The best fitness after so many trials. Runs with the same settings but the seed are one line: their "
@@ -78,16 +78,16 @@ def compare_page(found: Comparison) -> Page:
             chart="fitness",
         ),
     ]
-    costs = common_costs(found)
+    costs = common_costs(comparison)
     if costs:
-        charts["pareto"] = front_chart(found, costs)
+        charts["pareto"] = front_chart(comparison, costs)
         lead = "Of each run the trials that no other one of it beats in both fitness and cost."
         hint = "The buttons choose the cost." if len(costs) > 1 else ""
         sections.append(Section(title="Fronts", lead=lead, hint=hint, chart="pareto"))
-    if same_layers(found):
-        charts["widths"] = widths_chart(found)
+    if same_layers(comparison):
+        charts["widths"] = widths_chart(comparison)
         lead = "What each winner keeps of each layer, in per cent of the full width (blocks: 100 kept, 0 dropped)."
-        body = table(width_cells(found), range(1, 30), "dense")
+        body = table(width_cells(comparison), range(1, 30), "dense")
         sections.append(
             Section(title="Widths of the winners", lead=lead, chart="widths", body=body)
         )
@@ -96,9 +96,9 @@ def compare_page(found: Comparison) -> Page:
             Section(title="Widths of the winners", body=paragraph("Not shown: the layers differ."))
         )
     return Page(
-        title=f"{len(found.runs)} runs compared",
-        subtitle=", ".join(found.labels),
-        warnings=found.warnings,
+        title=f"{len(comparison.runs)} runs compared",
+        subtitle=", ".join(comparison.labels),
+        warnings=comparison.warnings,
         sections=sections,
         charts=charts,
     )
@@ -131,14 +131,14 @@ def _arm_tables(tables: Sequence[tuple[str, list[list[str]]]], first: int = 1) -
     return "".join(paragraph(name) + table(cells, range(first, 8)) for name, cells in tables)
 
 
-def _table_lead(found: Comparison) -> str:
+def _table_lead(comparison: Comparison) -> str:
     """Returns what the table of winners says, and how it was measured."""
-    if not any(winner.times for winner in found.winners):
+    if not any(winner.times for winner in comparison.winners):
         return "The best structure of each run."
-    first = next(winner.times for winner in found.winners if winner.times)
+    first = next(winner.times for winner in comparison.winners if winner.times)
     where = " and ".join(time.where for time in first)
     brackets = ""
-    metrics = dict.fromkeys(name for winner in found.winners for name in winner.intervals)
+    metrics = dict.fromkeys(name for winner in comparison.winners for name in winner.intervals)
     if metrics:
         hows = dict.fromkeys(method_of(metric) for metric in metrics)
         brackets = f" In brackets after metrics: 95 % intervals ({'; '.join(hows)})."
@@ -156,44 +156,51 @@ def winner_cells(winners: Sequence[Winner]) -> list[list[str]]:
     head += [f"ms, {time.where}" for time in times]
     head += [f"{metric} before ⇒ after" for metric in metrics]
     rows: list[list[str]] = []
-    for own in winners:
-        row = [own.run, own.searcher, str(own.seed), f"{own.trials:,} ({own.failed:,})"]
-        row.append("-" if own.fitness is None else f"{own.fitness:.4f}")
-        row += [
-            _cost("macs", own.macs, own.macs_share),
-            _cost("params", own.params, own.params_share),
+    for winner in winners:
+        row = [
+            winner.run,
+            winner.searcher,
+            str(winner.seed),
+            f"{winner.trials:,} ({winner.failed:,})",
         ]
-        row += [ms_text(time.median_ms) for time in own.times] or ["-"] * len(times)
+        row.append("-" if winner.fitness is None else f"{winner.fitness:.4f}")
         row += [
-            _both(metric, own.tests[metric]) + _bracket(metric, own) if metric in own.tests else "-"
+            _cost("macs", winner.macs, winner.macs_share),
+            _cost("params", winner.params, winner.params_share),
+        ]
+        row += [ms_text(time.median_ms) for time in winner.times] or ["-"] * len(times)
+        row += [
+            _both(metric, winner.tests[metric]) + _bracket(metric, winner)
+            if metric in winner.tests
+            else "-"
             for metric in metrics
         ]
         rows.append(row)
     return [head, *rows]
 
 
-def _bracket(metric: str, own: Winner) -> str:
+def _bracket(metric: str, winner: Winner) -> str:
     """Returns the interval of a metric after fine-tuning, in brackets; "" where it is not known."""
-    ends = own.intervals.get(metric)
+    ends = winner.intervals.get(metric)
     return "" if ends is None else f" ({ends_text(metric, ends)})"
 
 
-def worth(found: Comparison) -> list[str]:
+def worth(comparison: Comparison) -> list[str]:
     """Returns what the differences of winners after fine-tuning are worth, in sentences; [] where nothing is known."""
-    if not found.differences:
+    if not comparison.differences:
         return []
-    first = found.differences[0].first
-    metric = next(own.metric for own in found.winners if own.run == first) or ""
+    first = comparison.differences[0].first
+    metric = next(winner.metric for winner in comparison.winners if winner.run == first) or ""
     told: list[str] = []
     for apart, words in ((True, "is better than"), (False, "cannot be told apart from")):
         names = [
             f"{one.second} ({difference_text(metric, one)})"
-            for one in found.differences
+            for one in comparison.differences
             if one.told_apart == apart
         ]
         told += [f"{first} {words} {', '.join(names)}"] if names else []
     how = "by 95 % intervals"
-    how += " of the same images" if all(one.paired for one in found.differences) else ""
+    how += " of the same images" if all(one.paired for one in comparison.differences) else ""
     how += "" if metric in SHARES else f" ({method_of(metric)})"
     return [f"By test {metric} after fine-tuning, {'; '.join(told)}: {how}."]
 
@@ -209,17 +216,21 @@ def short_cells(winners: Sequence[Winner]) -> list[list[str]]:
     head += [f"ms, {'' if time.device == 'CPU' else 'GPU '}b{time.batch}" for time in times]
     head += [] if metric is None else [f"{metric}, tuned"]
     rows: list[list[str]] = []
-    for name, own in zip(short_names([own.run for own in winners], _RUN), winners, strict=True):
-        row = [name, short_name(own.searcher, _SEARCHER), str(own.seed), str(own.trials)]
-        row[-1] += f" ({own.failed} failed)" if own.failed else ""
-        row.append("-" if own.fitness is None else f"{own.fitness:.4f}")
+    for name, winner in zip(
+        short_names([winner.run for winner in winners], _RUN), winners, strict=True
+    ):
+        row = [name, short_name(winner.searcher, _SEARCHER), str(winner.seed), str(winner.trials)]
+        row[-1] += f" ({winner.failed} failed)" if winner.failed else ""
+        row.append("-" if winner.fitness is None else f"{winner.fitness:.4f}")
         row += [
-            _brief("macs", own.macs, own.macs_share),
-            _brief("params", own.params, own.params_share),
+            _brief("macs", winner.macs, winner.macs_share),
+            _brief("params", winner.params, winner.params_share),
         ]
-        row += [ms_text(time.median_ms) for time in own.times] or ["-"] * len(times)
+        row += [ms_text(time.median_ms) for time in winner.times] or ["-"] * len(times)
         if metric is not None:
-            row.append(_tight(_both(metric, own.tests[metric])) if metric in own.tests else "-")
+            row.append(
+                _tight(_both(metric, winner.tests[metric])) if metric in winner.tests else "-"
+            )
         rows.append(row)
     return [head, *rows]
 
@@ -248,38 +259,38 @@ def _cost(name: str, cost: int | None, share: float | None) -> str:
     return cost_text(name, cost) + ("" if share is None else f" ({100 * share:.1f} %)")
 
 
-def common_costs(found: Comparison) -> list[str]:
+def common_costs(comparison: Comparison) -> list[str]:
     """Returns the costs that are known of all runs that have a success."""
-    known = [[cloud.cost for cloud in run.clouds] for run in found.runs if run.clouds]
+    known = [[cloud.cost for cloud in run.clouds] for run in comparison.runs if run.clouds]
     return [cost for cost in (known[0] if known else []) if all(cost in costs for costs in known)]
 
 
-def same_layers(found: Comparison) -> bool:
+def same_layers(comparison: Comparison) -> bool:
     """Returns whether the winners of all runs have the same layers."""
-    layers = {run.widths.layers if run.widths else None for run in found.runs}
+    layers = {run.widths.layers if run.widths else None for run in comparison.runs}
     return len(layers) == 1 and None not in layers
 
 
-def width_cells(found: Comparison) -> list[list[str]]:
+def width_cells(comparison: Comparison) -> list[list[str]]:
     """Returns the widths of the winners as text; the header first."""
-    widths = [run.widths for run in found.runs if run.widths is not None]
-    kept = [[*own.kept.values()][-1] for own in widths]
+    widths = [run.widths for run in comparison.runs if run.widths is not None]
+    kept = [[*shown.kept.values()][-1] for shown in widths]
     rows: list[list[str]] = []
     for index, layer in enumerate(widths[0].layers):
         values = [
-            str(own[index]) if layer.level != "block" else ("dropped", "kept")[own[index]]
-            for own in kept
+            str(channels[index]) if layer.level != "block" else ("dropped", "kept")[channels[index]]
+            for channels in kept
         ]
-        for place, own in enumerate(widths):
-            label = [*own.criteria.values()][-1][index] if own.criteria else ""
-            values[place] += f", {label}" if label else ""
+        for column, shown in enumerate(widths):
+            label = [*shown.criteria.values()][-1][index] if shown.criteria else ""
+            values[column] += f", {label}" if label else ""
         rows.append([layer.name, "" if layer.level == "block" else str(layer.full), *values])
-    return [["layer", "full", *found.labels], *rows]
+    return [["layer", "full", *comparison.labels], *rows]
 
 
-def _color(place: int) -> str:
+def _color(index: int) -> str:
     """Returns the colour of a run or a group."""
-    return SERIES[place % len(SERIES)]
+    return SERIES[index % len(SERIES)]
 
 
 def _rgb(color: str) -> str:
@@ -287,10 +298,10 @@ def _rgb(color: str) -> str:
     return ", ".join(str(int(color[start : start + 2], 16)) for start in (1, 3, 5))
 
 
-def fitness_chart(found: Comparison) -> go.Figure:
+def fitness_chart(comparison: Comparison) -> go.Figure:
     """Returns the best fitness over trials by group."""
     traces: list[Any] = []
-    for index, group in enumerate(found.groups):
+    for index, group in enumerate(comparison.groups):
         color, name = _color(index), html.escape(group.name)
         if len(group.runs) > 1:
             edge = {
@@ -317,12 +328,12 @@ def fitness_chart(found: Comparison) -> go.Figure:
     return figure_of(traces, "trials", "best fitness so far (higher is better)", 460)
 
 
-def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
+def front_chart(comparison: Comparison, costs: Sequence[str]) -> go.Figure:
     """Returns the fronts of all runs, with buttons for the costs."""
     traces: list[Any] = []
     hover = "%{customdata[0]}<br>%{customdata[1]}<br>fitness %{y:.4f}<extra></extra>"
     for cost in costs:
-        for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+        for index, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True)):
             cloud = next((cloud for cloud in run.clouds if cloud.cost == cost), None)
             if cloud is None:
                 continue
@@ -349,11 +360,11 @@ def front_chart(found: Comparison, costs: Sequence[str]) -> go.Figure:
     return figure
 
 
-def widths_chart(found: Comparison) -> go.Figure:
+def widths_chart(comparison: Comparison) -> go.Figure:
     """Returns what the winners keep of every layer."""
     traces: list[Any] = []
-    layers = next(run.widths.layers for run in found.runs if run.widths is not None)
-    for index, (label, run) in enumerate(zip(found.labels, found.runs, strict=True)):
+    layers = next(run.widths.layers for run in comparison.runs if run.widths is not None)
+    for index, (label, run) in enumerate(zip(comparison.labels, comparison.runs, strict=True)):
         kept = [*run.widths.kept.values()][-1] if run.widths else ()
         text = [
             f"{html.escape(label)}: {value} of {layer.full}"

@@ -206,24 +206,24 @@ def _differences(
 ) -> tuple[Difference, ...]:
     """Returns how the best winner differs from the others by the first metric, after the same fine-tuning."""
     known = [
-        (winner, run.run, own)
-        for winner, run, own in zip(winners, runs, scores, strict=True)
-        if run.run is not None and own is not None and winner.metric in winner.tests
+        (winner, run.run, tuned)
+        for winner, run, tuned in zip(winners, runs, scores, strict=True)
+        if run.run is not None and tuned is not None and winner.metric in winner.tests
     ]
     if not known:
         return ()
     best, opened, left = max(known, key=lambda one: one[0].tests[one[0].metric or ""]["after"])
     metric, test = best.metric or "", opened.result.task.data.test
     value = best.tests[metric]["after"]
-    found: list[Difference] = []
-    for winner, other, own in known:
-        alike = winner.metric == metric and not changed(asked(own), asked(left))
+    differences: list[Difference] = []
+    for winner, other, tuned in known:
+        alike = winner.metric == metric and not changed(asked(tuned), asked(left))
         if winner is best or not alike or not _same_images(test, other.result.task.data.test):
             continue
-        theirs = (winner.run, winner.tests[metric]["after"], own)
+        theirs = (winner.run, winner.tests[metric]["after"], tuned)
         one = difference(metric, (best.run, value, left), theirs, len(test))
-        found += [] if one is None else [one]
-    return tuple(found)
+        differences += [] if one is None else [one]
+    return tuple(differences)
 
 
 def _same_images(first: Images, second: Images) -> bool:
@@ -244,11 +244,11 @@ def _groups(labels: Sequence[str], runs: Sequence[Gathered]) -> tuple[Group, ...
     searchers = [runs[places[0]].history.searcher for places in members.values()]
     groups: list[Group] = []
     for places in members.values():
-        own = tuple(labels[index] for index in places)
+        together = tuple(labels[index] for index in places)
         searcher = runs[places[0]].history.searcher
-        several = f" ({len(own)} runs)" if len(own) > 1 else ""
-        same = f": {', '.join(own)}" if searchers.count(searcher) > 1 else several
-        groups.append(_group(f"{searcher}{same}", own, [runs[index] for index in places]))
+        several = f" ({len(together)} runs)" if len(together) > 1 else ""
+        same = f": {', '.join(together)}" if searchers.count(searcher) > 1 else several
+        groups.append(_group(f"{searcher}{same}", together, [runs[index] for index in places]))
     return tuple(groups)
 
 

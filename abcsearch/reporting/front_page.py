@@ -94,10 +94,10 @@ def front_page(report: FrontReport, *, linked: bool) -> Page:
         "time": _chart(report, _time_axis(report), _time),
     }
     subtitle = f"Shown: {report.axis}."
-    found = report.notes[0] if report.notes else ""
+    first = report.notes[0] if report.notes else ""
     return Page(
         title=report.title,
-        headline=found if found.startswith("At a loss") else "",
+        headline=first if first.startswith("At a loss") else "",
         subtitle=subtitle,
         tiles=_tiles(report),
         sections=sections,

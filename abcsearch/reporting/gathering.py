@@ -169,8 +169,8 @@ def _layer_map(
     if run is not None:
         space = run.result.task.space
         largest = space.at(space.largest_indices)
-    own = () if history.map is None else history.map.trials
-    return layer_map((*history.told, *own), layers, largest)
+    mapped = () if history.map is None else history.map.trials
+    return layer_map((*history.told, *mapped), layers, largest)
 
 
 def _opened(
@@ -260,8 +260,8 @@ def _marks(history: History, run: FinishedRun | None, report: Report | None) -> 
         best = history.own.best
         if best is None:
             return ()
-        own = {"macs": float(best.evaluation.macs), "params": float(best.evaluation.params)}
-        return (Mark(name=history.searcher, fitness=best.fitness, costs=own),)
+        journaled = {"macs": float(best.evaluation.macs), "params": float(best.evaluation.params)}
+        return (Mark(name=history.searcher, fitness=best.fitness, costs=journaled),)
     costs = run.result.task.constraint.costs
     return tuple(
         Mark(

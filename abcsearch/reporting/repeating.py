@@ -147,7 +147,7 @@ def facts(history: History) -> list[tuple[str, str]]:
     identity = history.header["identity"]
     split = identity.get("split", {})
     counts = ", ".join(
-        f"{split[part]:,} {part}" for part in ("train", "validation", "test") if part in split
+        f"{split[name]:,} {name}" for name in ("train", "validation", "test") if name in split
     )
     rows = {
         "started": here.get("started"),

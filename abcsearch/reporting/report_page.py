@@ -67,45 +67,47 @@ def _with_out(run_dir: Path) -> str:
     return f"abcsearch report {quoted(run_dir)} --out {quoted(PAGE)}"
 
 
-def write_page(found: Gathered, out: Path | None = None) -> Path:
+def write_page(gathered: Gathered, out: Path | None = None) -> Path:
     """Writes report.html, report/*.png, report.json and (of networks) report.md; returns the page's path.
 
     Args:
-        found: what is shown.
+        gathered: what is shown.
         out: the page; pictures and numbers are written beside it, by the same name. By default in the run folder.
 
     Raises:
         RunError: if the run folder, or a file of an older report in it, cannot be written to.
         ConfigError: if `out` cannot be the page.
     """
-    check_place(found.history.path, out)
+    check_place(gathered.history.path, out)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return _written(found, out)
+        return _written(gathered, out)
     try:
-        return _written(found, found.history.path / PAGE)
+        return _written(gathered, gathered.history.path / PAGE)
     except PermissionError as error:
-        again = _with_out(found.history.path)
+        again = _with_out(gathered.history.path)
         msg = f"{error.filename} cannot be written: {error.strerror}; write the report elsewhere: {again}"
         raise RunError(msg) from error
 
 
-def _written(found: Gathered, page: Path) -> Path:
+def _written(gathered: Gathered, page: Path) -> Path:
     """Writes the page, and what is beside it."""
     folder, name = RunFolder(page.parent), page.stem
-    for picture, draw in drawings(found).items():
+    for picture, draw in drawings(gathered).items():
         folder.write(
             f"{name}/{picture}.png",
             lambda path, draw=draw: draw().savefig(path, format="png"),
             lasting=False,
         )
-    if found.report is not None:
-        mapped = found.layer_map
-        tables = {MAP: map_cells(mapped, found.widths)} if mapped and mapped.layers else {}
-        write_report(found.report, folder, {"charts": found.charts()}, name, tables)
+    if gathered.report is not None:
+        mapped = gathered.layer_map
+        tables = {MAP: map_cells(mapped, gathered.widths)} if mapped and mapped.layers else {}
+        write_report(gathered.report, folder, {"charts": gathered.charts()}, name, tables)
     else:
-        folder.write_json(f"{name}.json", {"title": title_of(found), "charts": found.charts()})
-    text = report_page(found).html()
+        folder.write_json(
+            f"{name}.json", {"title": title_of(gathered), "charts": gathered.charts()}
+        )
+    text = report_page(gathered).html()
     folder.write(page.name, lambda path: path.write_text(text, encoding="utf-8"))
     return page
 
@@ -115,83 +117,83 @@ def _save(draw: Callable[[], Figure], path: Path) -> None:
     draw().savefig(path, format="png")
 
 
-def report_page(found: Gathered) -> Page:
+def report_page(gathered: Gathered) -> Page:
     """Returns the page of a run."""
     sections = [
-        _networks(found),
-        _fitness(found),
-        _front(found),
-        _widths(found),
-        _prepared(found),
-        _chain(found),
-        _map(found),
-        _sensitivity(found),
-        _parallel(found),
-        _timeline(found),
-        _load(found),
-        _repeat(found),
+        _networks(gathered),
+        _fitness(gathered),
+        _front(gathered),
+        _widths(gathered),
+        _prepared(gathered),
+        _chain(gathered),
+        _map(gathered),
+        _sensitivity(gathered),
+        _parallel(gathered),
+        _timeline(gathered),
+        _load(gathered),
+        _repeat(gathered),
     ]
     return Page(
-        title=title_of(found),
-        headline="" if found.report is None else headline(found.report),
-        subtitle=f"{state_of(found)} Run folder: {found.history.path}",
-        tiles=_tiles(found),
-        warnings=_warnings(found),
+        title=title_of(gathered),
+        headline="" if gathered.report is None else headline(gathered.report),
+        subtitle=f"{state_of(gathered)} Run folder: {gathered.history.path}",
+        tiles=_tiles(gathered),
+        warnings=_warnings(gathered),
         sections=[section for section in sections if section is not None],
-        charts=page_charts(found),
+        charts=page_charts(gathered),
     )
 
 
-def title_of(found: Gathered) -> str:
+def title_of(gathered: Gathered) -> str:
     """Returns what was searched, in one line."""
-    if found.report is not None:
-        return found.report.title
-    settings = found.history.settings
+    if gathered.report is not None:
+        return gathered.report.title
+    settings = gathered.history.settings
     bounds = ", ".join(
         f"{name} {bound}" for name, bound in settings.get("budget", {}).items() if bound is not None
     )
-    return f"{found.history.searcher}: {plural(settings['n_trials'], 'trial')}, budget {bounds or 'none'}"
+    return f"{gathered.history.searcher}: {plural(settings['n_trials'], 'trial')}, budget {bounds or 'none'}"
 
 
-def state_of(found: Gathered) -> str:
+def state_of(gathered: Gathered) -> str:
     """Returns how far the search is, in a sentence."""
-    search, wanted = found.history.own, found.history.settings["n_trials"]
+    search, wanted = gathered.history.own, gathered.history.settings["n_trials"]
     failed = len(search.trials) - len(search.succeeded)
     counts = f"{plural(len(search.trials), 'trial')}"
-    if not found.history.over:
+    if not gathered.history.over:
         counts = f"{len(search.trials):,} of {plural(wanted, 'trial')} so far"
-    mapped = found.history.map
+    mapped = gathered.history.map
     if mapped is not None:
         counts = f"{plural(len(mapped.trials), 'evaluation')} of the map, {counts}"
-    return f"{counts}, {failed:,} failed, started {found.history.environment.get('started', 'at an unknown time')}."
+    return f"{counts}, {failed:,} failed, started {gathered.history.environment.get('started', 'at an unknown time')}."
 
 
-def _warnings(found: Gathered) -> list[str]:
+def _warnings(gathered: Gathered) -> list[str]:
     """Returns what the reader must know first."""
     warnings: list[str] = []
-    if not found.history.over:
-        again = f"abcsearch resume {quoted(found.history.path)}"
+    if not gathered.history.over:
+        again = f"abcsearch resume {quoted(gathered.history.path)}"
         warnings.append(
             f"The search is not finished: this is how far it is. Continue it with: {again}"
         )
-    if found.missing is not None:
+    if gathered.missing is not None:
         warnings.append(
-            f"Shown is what the run folder itself holds, without the table of networks: {found.missing}"
+            f"Shown is what the run folder itself holds, without the table of networks: {gathered.missing}"
         )
-    warnings += found.report.damaged if found.report is not None else ()
-    warnings += doubts(found.report) if found.report is not None else ()
-    warnings += found.history.known
-    notes = (found.history.note, thinned_note(found))
+    warnings += gathered.report.damaged if gathered.report is not None else ()
+    warnings += doubts(gathered.report) if gathered.report is not None else ()
+    warnings += gathered.history.known
+    notes = (gathered.history.note, thinned_note(gathered))
     return [*warnings, *(note for note in notes if note)]
 
 
-def _tiles(found: Gathered) -> list[tuple[str, str]]:
+def _tiles(gathered: Gathered) -> list[tuple[str, str]]:
     """Returns the numbers at the top of the page."""
-    best = found.history.own.best
+    best = gathered.history.own.best
     tiles = [] if best is None else [(f"{best.fitness:.4f}", f"best fitness, trial {best.number}")]
-    if found.report is None:
+    if gathered.report is None:
         return tiles
-    full, winner, metric = found.report.rows[0], found.report.rows[-1], found.report.metric
+    full, winner, metric = gathered.report.rows[0], gathered.report.rows[-1], gathered.report.metric
     tiles += [
         (change_text(full.macs, winner.macs), "MACs"),
         (change_text(full.params, winner.params), "parameters"),
@@ -209,11 +211,11 @@ def _tiles(found: Gathered) -> list[tuple[str, str]]:
     return tiles
 
 
-def _networks(found: Gathered) -> Section | None:
+def _networks(gathered: Gathered) -> Section | None:
     """Returns the table of networks."""
-    if found.report is None:
+    if gathered.report is None:
         return None
-    names = [row.network for row in found.report.rows]
+    names = [row.network for row in gathered.report.rows]
     lead = (
         f"{names[-1]} is the winner of the search, full the network as it was. Small numbers compare with full. MACs "
         "are multiply-accumulates, the work of one image; fewer are not always less time: forward time is measured "
@@ -222,11 +224,11 @@ def _networks(found: Gathered) -> Section | None:
     )
     # The winner first: on a telephone it is seen without scrolling
     first = [len(names) - 1, *range(len(names) - 1)]
-    body = network_table(names, network_lines(found.report), first)
+    body = network_table(names, network_lines(gathered.report), first)
     return Section(
         title="Networks",
-        lead=lead + _brackets(found.report),
-        body=body + paragraph(found.report.notes[0], "note"),
+        lead=lead + _brackets(gathered.report),
+        body=body + paragraph(gathered.report.notes[0], "note"),
     )
 
 
@@ -237,12 +239,12 @@ def _brackets(report: Report) -> str:
     return f" In brackets after fine-tuning: 95 % intervals ({'; '.join(hows)})." if hows else ""
 
 
-def _fitness(found: Gathered) -> Section:
+def _fitness(gathered: Gathered) -> Section:
     """Returns fitness over trials."""
-    if not found.curves:
+    if not gathered.curves:
         return Section(title="Fitness over trials", lead="No trial has finished yet.")
     lead = "A point is a trial, a line the best so far. Fitness is measured on search-validation, before fine-tuning."
-    search = found.history.own
+    search = gathered.history.own
     return Section(
         title="Fitness over trials",
         lead=f"{lead} {scored(search.trials, search.decision)}",
@@ -250,26 +252,26 @@ def _fitness(found: Gathered) -> Section:
     )
 
 
-def _front(found: Gathered) -> Section | None:
+def _front(gathered: Gathered) -> Section | None:
     """Returns the front."""
-    if not found.clouds:
+    if not gathered.clouds:
         return None
     lead = (
         "Each point is a trial. The front are the trials of the search that no other one beats in both fitness and "
         "cost."
     )
     hint = "Names in the legend switch networks on and off; one that costs far more than the trials is off at first."
-    chosen = " The buttons choose the cost." if len(found.clouds) > 1 else ""
+    chosen = " The buttons choose the cost." if len(gathered.clouds) > 1 else ""
     return Section(title="Front: fitness and cost", lead=lead, hint=hint + chosen, chart="pareto")
 
 
-def _widths(found: Gathered) -> Section | None:
+def _widths(gathered: Gathered) -> Section | None:
     """Returns the widths, as a chart and as a table."""
-    if found.widths is None:
+    if gathered.widths is None:
         return None
     unknown = (
         ""
-        if found.run is not None
+        if gathered.run is not None
         else " Without the network, full is the largest width that a trial had."
     )
     lead = (
@@ -277,23 +279,23 @@ def _widths(found: Gathered) -> Section | None:
         "network, coloured what the winner keeps of it. Level filter: channels inside a block; stage: those that all "
         f"blocks of a stage pass on, which go together; block: whole blocks.{unknown}"
     )
-    cells = width_cells(found.widths)
+    cells = width_cells(gathered.widths)
     body = table(cells, range(2, len(cells[0])))
     return Section(title="Widths along the network", lead=lead, chart="widths", body=body)
 
 
-def _prepared(found: Gathered) -> Section | None:
+def _prepared(gathered: Gathered) -> Section | None:
     """Returns what was prepared before the search."""
-    cells = [] if found.report is None else found.report.prepared_cells()
+    cells = [] if gathered.report is None else gathered.report.prepared_cells()
     if not cells:
         return None
     lead = "What was trained before the search, from which all candidates come; full is the network as it was before."
     return Section(title="Prepared before the search", lead=lead, body=table(cells, ()))
 
 
-def _chain(found: Gathered) -> Section | None:
+def _chain(gathered: Gathered) -> Section | None:
     """Returns what transforms have made of the winner."""
-    chain = None if found.report is None else found.report.chain
+    chain = None if gathered.report is None else gathered.report.chain
     if chain is None:
         return None
     lead = (
@@ -333,9 +335,9 @@ def _map(gathered: Gathered) -> Section | None:
     return Section(title=MAP, lead=lead, chart="map", body=body)
 
 
-def _sensitivity(found: Gathered) -> Section:
+def _sensitivity(gathered: Gathered) -> Section:
     """Returns which layers matter."""
-    sensitivity, title = found.sensitivity, "Sensitivity: which layers matter"
+    sensitivity, title = gathered.sensitivity, "Sensitivity: which layers matter"
     if sensitivity.reason is not None:
         return Section(title=title, lead=f"Not shown: {sensitivity.reason}.")
     explained = sensitivity.explained or 0.0
@@ -354,22 +356,22 @@ def _sensitivity(found: Gathered) -> Section:
     return Section(title=title, lead=lead, chart="sensitivity", body=how)
 
 
-def _parallel(found: Gathered) -> Section | None:
+def _parallel(gathered: Gathered) -> Section | None:
     """Returns the best trials."""
-    if found.best is None:
+    if gathered.best is None:
         return None
-    count = len(found.best.numbers)
+    count = len(gathered.best.numbers)
     lead = (
-        f"What the best {plural(count, 'trial')} ({100 * found.best.share:.3g} % of those that succeeded; 5 %, but 10 "
+        f"What the best {plural(count, 'trial')} ({100 * gathered.best.share:.3g} % of those that succeeded; 5 %, but 10 "
         f"at least and 100 at most) keep of each layer. Where their lines run together, and away from the median of "
         f"all trials, the layer mattered."
     )
     return Section(title="The best trials, layer by layer", lead=lead, chart="parallel")
 
 
-def _timeline(found: Gathered) -> Section:
+def _timeline(gathered: Gathered) -> Section:
     """Returns when evaluations ran, and the failures."""
-    timeline = found.timeline
+    timeline = gathered.timeline
     side = (
         f"; at most {timeline.lanes} side by side"
         if timeline.lanes > 1
@@ -384,14 +386,14 @@ def _timeline(found: Gathered) -> Section:
         lead += f" Of {plural(timeline.untimed, 'trial')} the journal has no time."
     body = "<h3>Failures</h3>" + paragraph("No trial failed.")
     if timeline.failures:
-        prefix = f"{found.history.searcher} "
+        prefix = f"{gathered.history.searcher} "
         rows = [
             [f.reason, str(len(f.trials)), _listed(f.trials, prefix)] for f in timeline.failures
         ]
         body = "<h3>Failures</h3>" + table(
             [["reason (of the first)", "trials", "which"], *rows], [1]
         )
-    lost = sum(sum(search.lost.values()) for search in found.history.evaluated)
+    lost = sum(sum(search.lost.values()) for search in gathered.history.evaluated)
     if lost:
         body += paragraph(
             f"Workers were lost {lost} time(s) during an evaluation, which was then run again."
@@ -410,22 +412,24 @@ def _listed(trials: tuple[str, ...], prefix: str, most: int = 12) -> str:
     return ", ".join(trial.removeprefix(prefix) for trial in trials[:most]) + more
 
 
-def _load(found: Gathered) -> Section:
+def _load(gathered: Gathered) -> Section:
     """Returns how to load the network."""
     body = code(
         load_text(
-            found.history, configured="model" in found.history.settings, tuned=bool(_recipe(found))
+            gathered.history,
+            configured="model" in gathered.history.settings,
+            tuned=bool(_recipe(gathered)),
         )
     )
     card = Path("export", "README.md")
-    if (found.history.path / card).is_file():
+    if (gathered.history.path / card).is_file():
         body += link(card.as_posix(), "The model card: what it expects, and what it is worth")
     return Section(title="How to load the network", body=body)
 
 
-def _recipe(found: Gathered) -> Mapping[str, Any] | None:
+def _recipe(gathered: Gathered) -> Mapping[str, Any] | None:
     """Returns what the winner was fine-tuned with, as far as that is known."""
-    return None if found.report is None else found.report.recipe
+    return None if gathered.report is None else gathered.report.recipe
 
 
 def _elsewhere(history: History) -> str:
@@ -438,9 +442,9 @@ def _elsewhere(history: History) -> str:
     )
 
 
-def _repeat(found: Gathered) -> Section:
+def _repeat(gathered: Gathered) -> Section:
     """Returns how to run it again."""
-    history = found.history
+    history = gathered.history
     command = command_line(history)
     body = code(command) if command else ""
     if "model" in history.settings:
@@ -448,7 +452,7 @@ def _repeat(found: Gathered) -> Section:
         lead += (
             "The command that started it, and all its settings:" if command else "All its settings:"
         )
-        body += code(again_text(history, _recipe(found))) + code(
+        body += code(again_text(history, _recipe(gathered))) + code(
             config_toml(history.settings), "settings"
         )
     else:

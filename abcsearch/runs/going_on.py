@@ -38,8 +38,8 @@ def going_on(folder: RunFolder, **options: str | bool) -> str:
 def _objects(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yields which arguments the settings of a run do not name, as they were objects."""
     for argument in ("searcher", "evaluator", "prepare"):
-        part = settings.get(argument)
-        name = part.get("name") if isinstance(part, dict) else None
+        setting = settings.get(argument)
+        name = setting.get("name") if isinstance(setting, dict) else None
         if isinstance(name, str) and name.endswith(OBJECT):
             yield argument
     criterion = settings.get("criterion")
