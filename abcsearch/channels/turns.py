@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from abcsearch.channels.kept_memory import kept_memory
 from abcsearch.channels.layout import fitting
 from abcsearch.channels.runtimes import prepared_pass
 from abcsearch.errors import ModelError
@@ -115,7 +116,7 @@ def forward_times(
     times: list[list[float]] = [[] for _ in models]
     batches = [fitting(model, example_input) for model in models]
     try:
-        with torch.inference_mode(), torch_threads(threads):
+        with kept_memory(), torch.inference_mode(), torch_threads(threads):
             for counts in _turns(warmup, repeats, seconds):
                 for model, batch, passes in zip(models, batches, times, strict=True):
                     passed = _timed(model.eval(), batch)
@@ -171,7 +172,7 @@ def in_turns(
         ModelError: if the runtime is not there, cannot run a network, or is a function that does not keep its word.
     """
     batch = repeated(example, options.batch)
-    with torch_threads(options.threads):
+    with kept_memory(), torch_threads(options.threads):
         reference, *passes = (
             prepared_pass(network.eval(), batch, options) for network in (full, *networks)
         )
