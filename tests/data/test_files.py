@@ -177,6 +177,37 @@ def written(content):
     return lambda folder: (folder / "data_batch_3").write_bytes(content)
 
 
+def array_pickle(kind, state, raw):
+    """Returns the pickle of {"data": an array} whose type says of itself what it likes, as numpy would believe it."""
+    dtype = pickle.dumps(kind, protocol=2)[2:-1] + b"K\x00K\x01\x87R" + pickle.dumps(state, 2)[2:-1]
+    head = b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    return (
+        head
+        + b"(K\x01K\x01\x85cnumpy\ndtype\n"
+        + dtype
+        + b"b\x89"
+        + pickle.dumps(raw, 2)[2:-1]
+        + b"tbs."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("O", (3, "|", None, None, None, -1, -1, 0)),
+        ([("a", "u1")], (3, "|", None, ("a",), {}, 8, 1, 0)),
+        ("u1", (3, "|", None, None, None, 8, 1, 63)),
+    ],
+)
+def test_arrays_of_a_pickle_cannot_have_bytes_taken_for_addresses(tmp_path, kind, state):
+    folder, _ = write_cifar(tmp_path)
+    flags = np.dtype("O").flags, np.dtype("u1").flags
+    (folder / "data_batch_3").write_bytes(array_pickle(kind, state, "A" * 8))
+    with pytest.raises(DataError, match="data_batch_3"):
+        load_data("cifar10", path=str(tmp_path))
+    assert (np.dtype("O").flags, np.dtype("u1").flags) == flags
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
