@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _KINDS = "biuf"  # of numbers: others would be taken for addresses
+_NESTED = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+_MOST = 1000  # of these; CIFAR's files have fewer than ten, and Python ends where a key is nested without an end
 
 
 def plain_pickle(lines: IO[bytes]) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -23,6 +26,10 @@ def plain_pickle(lines: IO[bytes]) -> Any:  # noqa: ANN401 - whatever the file h
         OSError: if it cannot be read.
         Exception: nearly any other one where it is damaged, or holds anything else.
     """
+    if sum(code.name in _NESTED for code, *_ in pickletools.genops(lines)) > _MOST:
+        msg = f"it holds more than {_MOST} tuples"
+        raise pickle.UnpicklingError(msg)
+    lines.seek(0)
     content = _Plain(lines, encoding="latin1").load()
     if not isinstance(content, dict):
         return content

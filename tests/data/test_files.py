@@ -208,6 +208,18 @@ def test_arrays_of_a_pickle_cannot_have_bytes_taken_for_addresses(tmp_path, kind
     assert (np.dtype("O").flags, np.dtype("u1").flags) == flags
 
 
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
+def test_a_key_that_is_nested_without_an_end_is_damage(tmp_path, name):
+    """The hash of such a tuple would end the process."""
+    folder, _ = write_cifar(tmp_path)
+    (folder / name).write_bytes(b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.")
+    if name == "batches.meta":
+        assert load_data("cifar10", path=str(tmp_path), validation=0.5).class_names == ()
+        return
+    with pytest.raises(DataError, match="more than 1000 tuples"):
+        load_data("cifar10", path=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -217,7 +229,7 @@ def test_arrays_of_a_pickle_cannot_have_bytes_taken_for_addresses(tmp_path, kind
         ),
         (lambda f: (f / "data_batch_3").unlink(), "data_batch_3 is missing"),
         (lambda f: (f / "test_batch").unlink(), "test_batch is missing"),
-        (written(b""), "data_batch_3 is damaged, or no file of CIFAR: Ran out of input"),
+        (written(b""), "data_batch_3 is damaged, or no file of CIFAR: pickle exhausted"),
         (written(b"<html>404</html>"), "data_batch_3 is damaged"),
         (
             lambda f: (f / "data_batch_3").write_bytes((f / "data_batch_3").read_bytes()[:900]),
