@@ -21,6 +21,7 @@ from abcsearch.runs.config_run import run_config
 from abcsearch.runs.disk.folder import RunFolder
 from abcsearch.runs.disk.journal import Journal, encode_line, read_journal
 from abcsearch.runs.disk.lines import Chain
+from abcsearch.runs.going_on import going_on
 from abcsearch.runs.resuming import resume
 from abcsearch.trial import Evaluation, Trial, best_trial
 
@@ -368,6 +369,7 @@ def test_a_search_that_failures_have_stopped_is_to_be_tried_again(tmp_path, last
     found = RunWatch(folder.path).look()
     assert (found.gave_up, found.searches[0].failing) == (gave_up, last)
     said = CliRunner().invoke(app, ["status", str(folder.path)]).output.splitlines()[-1]
-    assert said.endswith(f"abcsearch resume {folder.path}" + (" --retry-failed" if gave_up else ""))
+    again = {"retry_failed": True} if gave_up else {}
+    assert said.endswith(going_on(folder, **again))
     with folder.locked():
         assert not RunWatch(folder.path).look().gave_up

@@ -48,8 +48,9 @@ def no_run(path: Path) -> str:
 
 
 def _runs_in(path: Path) -> list[Path]:
-    """Returns the run folders directly in a folder, as `--seeds` makes them; none where it may not be read."""
+    """Returns the run folders in a folder, as `--seeds` and budgets make them; none where it may not be read."""
     try:
-        return sorted(file.parent for file in path.glob("*/run.json"))
+        both = [*path.glob("*/run.json"), *path.glob("budgets/*/run.json")]
+        return sorted(file.parent for file in both)
     except OSError:
         return []
