@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from abcsearch.data.images import IGNORED, check_classification, check_labels
 from abcsearch.data.paths import reading
+from abcsearch.data.pickles import plain_pickle
 from abcsearch.data.pixels import HoldOut, byte_data, scale_of
 from abcsearch.data.splits import Data
 from abcsearch.errors import DataError
@@ -60,25 +60,6 @@ _CIFAR100 = _Cifar(
     classes=100,
     meta=("meta", "fine_label_names"),
 )
-
-
-class _Plain(pickle.Unpickler):
-    """Reads CIFAR's pickles of dicts, lists and arrays, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - what pickle asks for
-        """Returns one of the four things that arrays are made with."""
-        # The flags are of numpy 1, which warns of them
-        known: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): lambda kind, *_flags: np.dtype(kind),
-            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-            ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
-        }
-        made_with = known.get((module.replace("numpy._core", "numpy.core"), name))
-        if made_with is None:
-            msg = f"it holds a {module}.{name}"
-            raise pickle.UnpicklingError(msg)
-        return made_with
 
 
 def cifar10(
@@ -201,7 +182,7 @@ def _cifar_batch(kind: _Cifar, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _unpickled(file: Path, lines: IO[bytes]) -> Mapping[str, Any]:
     try:
-        content: object = _Plain(lines, encoding="latin1").load()
+        content: object = plain_pickle(lines)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything

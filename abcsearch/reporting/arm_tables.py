@@ -170,8 +170,11 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def _verdict(name: str, rows: Sequence[Contrast]) -> Iterator[str]:
-    """Yields what the paired differences of a group are worth; nothing of two runs."""
-    known = [(row, row.apart) for row in rows if row.difference and row.difference.count >= _FEWEST]
+    """Yields what the paired differences of a group are worth; nothing of two runs, or of the same seed again."""
+    several = [row for row in rows if not row.repeated]
+    known = [
+        (row, row.apart) for row in several if row.difference and row.difference.count >= _FEWEST
+    ]
     told: list[str] = []
     for sign, words in ((1, "better than"), (-1, "worse than"), (0, "not told apart from")):
         names = [

@@ -32,6 +32,7 @@ class Arm:
 
     Attributes:
         run: label of the run.
+        seed: of the run.
         network: its name in the run.
         kind: "winner", "full" or "baseline".
         macs: of its structure, batch 1.
@@ -50,6 +51,7 @@ class Arm:
     """
 
     run: str
+    seed: int
     network: str
     kind: str
     macs: int
@@ -80,6 +82,7 @@ class Contrast:
         kind: as of `Arm`.
         runs: labels of those in which it was fine-tuned by the recipe of the first of them.
         several: how many runs the group has.
+        repeated: whether two of `runs` have the same seed, so that their number says nothing.
         metric: what `before`, `after` and `difference` are of.
         macs_share: against the full network.
         epochs: as of `Arm`.
@@ -94,6 +97,7 @@ class Contrast:
     kind: str
     runs: tuple[str, ...]
     several: int
+    repeated: bool
     metric: str
     macs_share: Spread
     epochs: Spread
@@ -203,6 +207,7 @@ def _arm(
         apart = None if otherwise else difference(run.metric, best, other, images)
     return Arm(
         run=label,
+        seed=run.config.seed,
         network=structure.name,
         kind=_kind(run, structure),
         macs=kept,
@@ -249,6 +254,7 @@ def contrasts_of(name: str, labels: Sequence[str], arms: Sequence[Arm]) -> tuple
                 kind=kind,
                 runs=tuple(arm.run for arm in each),
                 several=len(labels),
+                repeated=len({arm.seed for arm in each}) < len(each),
                 metric=each[0].metric,
                 difference=Spread.of("difference", both) if both and kind != "winner" else None,
                 **{one: Spread.of(one, [getattr(arm, one) for arm in each]) for one in numbers},

@@ -8,10 +8,11 @@ from abcsearch.errors import quoted
 from abcsearch.files import CHECKSUM
 from abcsearch.results.finetuned_files import problems
 from abcsearch.runs.disk.missing import AGAIN
+from abcsearch.runs.prepared_record import RECORD, WEIGHTS, read_record, refusal
 from abcsearch.stored import content_hash, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from abcsearch.results.finetuned_files import Tuned
@@ -33,16 +34,23 @@ def damaged(
     base = _wrong_base(folder, header)
     again = f"restore it from a copy, or delete it: {AGAIN} abcsearch resume {quoted(folder.path)}"
     lines = [f"{folder.base} {base}; {again}"] if base else []
-    prepared, record = folder.path / "prepared.safetensors", folder.path / "prepared.json"
-    if record.exists() and (reason := _wrong_weights(prepared)):
-        lines.append(
-            f"{prepared} {reason}; restore it from a copy, or delete it and {record.name}: it is then prepared again "
-            f"with the same result, by: abcsearch resume {quoted(folder.path)}"
-        )
+    lines += [refusal(folder, name, what) for name, what in _wrong_prepared(folder, header)]
     return (
         *lines,
         *(line for name, tuned in tunings.items() for line in problems(folder, name, tuned)),
     )
+
+
+def _wrong_prepared(folder: RunFolder, header: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields which file of a preparation that is done is damaged or missing, and what is wrong with it."""
+    done = "prepared" in header["identity"]
+    if not done and not (folder.path / RECORD).exists():
+        return
+    record, wrong = read_record(folder)
+    if wrong:
+        yield RECORD, wrong
+    elif reason := _wrong_weights(folder.path / WEIGHTS, record["weights"]):
+        yield WEIGHTS, reason
 
 
 def _wrong_base(folder: RunFolder, header: Mapping[str, Any]) -> str:

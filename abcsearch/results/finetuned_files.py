@@ -298,7 +298,7 @@ def _wrong_scores(plain: Any, metric: str | None) -> str:  # noqa: ANN401 - any 
         return f"{', '.join(missing)} missing"
     recipe, vouched = plain["recipe"], plain.get("weights", {})
     if any(
-        not isinstance(one, dict) or not _is_number(one.get("epochs"))
+        not isinstance(one, dict) or not _is_count(one.get("epochs"))
         for one in (recipe, asked(plain))
     ):
         return "recipe is none"
@@ -328,6 +328,11 @@ def _wrong_origin(folder: RunFolder, name: str, plain: Mapping[str, Any]) -> str
         if plain.get("prepared") == identity.get("prepared")
         else "it is of another run, with other prepared weights"
     )
+
+
+def _is_count(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Returns whether a JSON value is a whole number, at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401 - any JSON value

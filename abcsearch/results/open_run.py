@@ -30,7 +30,8 @@ from abcsearch.runs.disk.lines import run_id
 from abcsearch.runs.disk.missing import AGAIN
 from abcsearch.runs.disk.weights import load_checkpoint
 from abcsearch.runs.header import identity, trusted_header
-from abcsearch.runs.preparing import RECORD, WEIGHTS, opened, preparation_of
+from abcsearch.runs.prepared_record import RECORD, WEIGHTS
+from abcsearch.runs.preparing import opened, preparation_of
 from abcsearch.runs.result import builder_of, collected
 from abcsearch.runs.settings import RunConfig, from_plain
 from abcsearch.runs.task import Task

@@ -26,8 +26,8 @@ from abcsearch.preparation.structures import INSIDE, missed_bounds
 from abcsearch.runs.disk.spent import metered
 from abcsearch.runs.disk.stages import FAILED, PREPARING
 from abcsearch.runs.disk.weights import checkpoint_path, load_tensors, tensors_writer
-from abcsearch.runs.going_on import going_on
 from abcsearch.runs.header import data_identity
+from abcsearch.runs.prepared_record import RECORD, WEIGHTS, read_record, refusal
 from abcsearch.runs.progress import Progress, silent
 from abcsearch.runs.settings import deciding, to_plain
 from abcsearch.runs.task import Made
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from abcsearch.training.crew import Workers
     from abcsearch.training.recipe import Recipe
 
-RECORD, WEIGHTS = "prepared.json", "prepared.safetensors"
 # Of the settings, what a preparation may depend on.
 _SEEN = ("prepare", "budget", "space", "criterion", "latency", "seed")
 
@@ -273,7 +272,7 @@ def opened(
         source = preparation.source(task, states)
     except (KeyError, RuntimeError) as error:  # as torch says it
         raise RunError(
-            _refusal(folder, WEIGHTS, f"does not fit {type(preparation).__name__}: {error!r:.200}")
+            refusal(folder, WEIGHTS, f"does not fit {type(preparation).__name__}: {error!r:.200}")
         ) from error
     starts = tuple(tuple(start) for start in record["starts"])
     mark = f"{record['weights']} {zlib.crc32(repr(starts).encode()):08x}"
@@ -282,20 +281,13 @@ def opened(
 
 def _checked(folder: RunFolder, settings: SearchSettings, task: Task) -> dict[str, Any]:
     """Returns what prepared.json holds; raises RunError if it is missing, damaged, or of another run."""
-    try:
-        record = folder.read_json(RECORD)
-    except RunError as error:
-        raise RunError(
-            _refusal(folder, RECORD, f"is damaged: {error.__cause__ or error}")
-        ) from error
-    if record is None:
-        raise RunError(_refusal(folder, RECORD, "is missing"))
-    wrong = _wrong(record, task)
+    record, wrong = read_record(folder)
+    wrong = wrong or _wrong_starts(record, task)
     if wrong:
-        raise RunError(_refusal(folder, RECORD, f"is damaged: {wrong}"))
+        raise RunError(refusal(folder, RECORD, wrong))
     if record["of"] != _mark(settings, task):
         raise RunError(
-            _refusal(folder, RECORD, f"is of another run: {_otherwise(record, settings)}")
+            refusal(folder, RECORD, f"is of another run: {_otherwise(record, settings)}")
         )
     return record
 
@@ -307,19 +299,13 @@ def _otherwise(record: dict[str, Any], settings: SearchSettings) -> str:
     return "; ".join(changed) or "of another network or other data"
 
 
-def _wrong(record: Any, task: Task) -> str:  # noqa: ANN401 - any JSON value
-    """Returns what is wrong with the content of prepared.json, or ""."""
-    kinds = {"of": str, "weights": str, "starts": list, "facts": dict}
-    if not isinstance(record, dict):
-        return f"it holds {record!r:.40}"
-    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
-    if wrong:
-        return f"{', '.join(wrong)} missing or wrong"
+def _wrong_starts(record: dict[str, Any], task: Task) -> str:
+    """Returns what is wrong with the structures of prepared.json, or ""."""
     try:
         for start in record["starts"]:
             check_start(task.space, start)
     except CandidateError as error:
-        return f"starts: {error}"
+        return f"is damaged: starts: {error}"
     return ""
 
 
@@ -327,20 +313,12 @@ def _weights(folder: RunFolder, vouched: str) -> dict[str, torch.Tensor]:
     """Returns the tensors of prepared.safetensors; raises RunError unless the record vouches for them."""
     path = folder.path / WEIGHTS
     if not path.exists():
-        raise RunError(_refusal(folder, WEIGHTS, "is missing"))
+        raise RunError(refusal(folder, WEIGHTS, "is missing"))
     try:
         tensors = load_tensors(path)
     except Exception as error:  # what is raised depends on the damage
         reason = first_line(error).removeprefix("damaged: ")
-        raise RunError(_refusal(folder, WEIGHTS, f"is damaged: {reason}")) from error
+        raise RunError(refusal(folder, WEIGHTS, f"is damaged: {reason}")) from error
     if tensors_hash(tensors) != vouched:
-        raise RunError(_refusal(folder, WEIGHTS, f"holds other weights than {RECORD} vouches for"))
+        raise RunError(refusal(folder, WEIGHTS, f"holds other weights than {RECORD} vouches for"))
     return tensors
-
-
-def _refusal(folder: RunFolder, name: str, what: str) -> str:
-    """Returns what is wrong with a file, and what to do."""
-    return (
-        f"{folder.path / name} {what}; restore {RECORD} and {WEIGHTS} from a copy, or delete both: all is then "
-        f"prepared again with the same result, by: {going_on(folder)}"
-    )

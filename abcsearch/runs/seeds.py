@@ -63,7 +63,9 @@ class Spread:
     @property
     def cells(self) -> list[str]:
         """It as a row of a table."""
-        form = "{:,.0f}" if min(abs(self.low), abs(self.high)) >= 1000 else "{:.4f}"
+        whole = all(float(value).is_integer() for value in (self.low, self.high))
+        large = min(abs(self.low), abs(self.high)) >= (10 if whole else 1000)
+        form = "{:,.0f}" if large else "{:.4f}"
         interval = "-" if math.isinf(self.half) else f"\u00b1{form.format(self.half)}"
         ends = f"{form.format(self.low)} to {form.format(self.high)}"
         return [

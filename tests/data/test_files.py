@@ -177,6 +177,49 @@ def written(content):
     return lambda folder: (folder / "data_batch_3").write_bytes(content)
 
 
+def array_pickle(kind, state, raw):
+    """Returns the pickle of {"data": an array} whose type says of itself what it likes, as numpy would believe it."""
+    dtype = pickle.dumps(kind, protocol=2)[2:-1] + b"K\x00K\x01\x87R" + pickle.dumps(state, 2)[2:-1]
+    head = b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    return (
+        head
+        + b"(K\x01K\x01\x85cnumpy\ndtype\n"
+        + dtype
+        + b"b\x89"
+        + pickle.dumps(raw, 2)[2:-1]
+        + b"tbs."
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("O", (3, "|", None, None, None, -1, -1, 0)),
+        ([("a", "u1")], (3, "|", None, ("a",), {}, 8, 1, 0)),
+        ("u1", (3, "|", None, None, None, 8, 1, 63)),
+    ],
+)
+def test_arrays_of_a_pickle_cannot_have_bytes_taken_for_addresses(tmp_path, kind, state):
+    folder, _ = write_cifar(tmp_path)
+    flags = np.dtype("O").flags, np.dtype("u1").flags
+    (folder / "data_batch_3").write_bytes(array_pickle(kind, state, "A" * 8))
+    with pytest.raises(DataError, match="data_batch_3"):
+        load_data("cifar10", path=str(tmp_path))
+    assert (np.dtype("O").flags, np.dtype("u1").flags) == flags
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
+def test_a_key_that_is_nested_without_an_end_is_damage(tmp_path, name):
+    """The hash of such a tuple would end the process."""
+    folder, _ = write_cifar(tmp_path)
+    (folder / name).write_bytes(b"\x80\x02})" + b"\x85" * 300_000 + b"K\x01s.")
+    if name == "batches.meta":
+        assert load_data("cifar10", path=str(tmp_path), validation=0.5).class_names == ()
+        return
+    with pytest.raises(DataError, match="more than 1000 tuples"):
+        load_data("cifar10", path=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -186,7 +229,7 @@ def written(content):
         ),
         (lambda f: (f / "data_batch_3").unlink(), "data_batch_3 is missing"),
         (lambda f: (f / "test_batch").unlink(), "test_batch is missing"),
-        (written(b""), "data_batch_3 is damaged, or no file of CIFAR: Ran out of input"),
+        (written(b""), "data_batch_3 is damaged, or no file of CIFAR: pickle exhausted"),
         (written(b"<html>404</html>"), "data_batch_3 is damaged"),
         (
             lambda f: (f / "data_batch_3").write_bytes((f / "data_batch_3").read_bytes()[:900]),

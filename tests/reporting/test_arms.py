@@ -34,7 +34,14 @@ BASELINES = ["uniform", "scratch_e"]
 
 def arm(run, network, after, **changes):
     kind = {"winner": "winner", "full": "full"}.get(network, "baseline")
-    told = {"macs": 10, "macs_share": 0.5, "epochs": 4, "cost": 2.0, "metric": "top1"}
+    told = {
+        "seed": sum(map(ord, run)),
+        "macs": 10,
+        "macs_share": 0.5,
+        "epochs": 4,
+        "cost": 2.0,
+        "metric": "top1",
+    }
     told |= {"before": 0.25, "after": after, "asked": {"epochs": 4}}
     return Arm(run=run, network=network, kind=kind, **{**told, **changes})
 
@@ -98,6 +105,19 @@ def test_the_terminal_gets_80_columns_and_verdicts_agree_with_intervals(each):
         apart = made.contrasts[1].apart
         assert ("not told apart" not in line) == apart.told_apart
         assert ("better than" in line) == (apart.low > 0)
+
+
+@given(PAIRS.filter(lambda pairs: len(pairs) > 1), st.randoms(use_true_random=False))
+def test_runs_of_the_same_seed_tell_nothing_apart(pairs, random):
+    """Copies of a run differ by nothing, and would tell anything apart."""
+    seeds = [*range(len(pairs) - 1), 0]
+    random.shuffle(seeds)
+    arms = [
+        arm(f"r{index}", name, after, seed=seeds[index])
+        for index, pair in enumerate(pairs)
+        for name, after in zip(("winner", "uniform"), pair, strict=True)
+    ]
+    assert verdicts(compared(arms)) == []
 
 
 def test_what_was_trained_by_another_recipe_is_in_no_mean():
@@ -195,6 +215,16 @@ def test_what_is_damaged_in_one_run_is_named_once_and_loses_nothing_else(copies)
     assert "1 of 2" in compare_page(made).html()
 
 
+@pytest.mark.parametrize("epochs", [math.nan, math.inf, -5, 0, 2.5, True, "2", None])
+def test_epochs_that_no_recipe_has_are_damage(copies, epochs):
+    name, folder = "finetuned/scratch_e.json", RunFolder(copies[0])
+    plain = folder.read_json(name)
+    folder.write_json(name, {**plain, "recipe": {**plain["recipe"], "epochs": epochs}})
+    made = compare_runs(copies)
+    assert any("scratch_e.json is damaged: recipe is none" in line for line in made.warnings)
+    assert compare_page(made).html()
+
+
 def test_a_baseline_that_a_run_has_not_is_named(copies):
     for path in (copies[0] / "finetuned").glob("uniform*"):
         path.unlink()
@@ -224,5 +254,7 @@ def test_a_run_that_is_not_fine_tuned_leaves_the_other_as_it_is(copies):
 
 
 def test_the_same_seed_twice_is_told(runs, tmp_path):
-    made = compare_runs([runs[0], shutil.copytree(runs[0], tmp_path / "again")])
+    again = [shutil.copytree(runs[0], tmp_path / name) for name in ("again", "once-more")]
+    made = compare_runs([runs[0], *again])
+    assert verdicts(made) == []
     assert any("s0 and again have the same settings and seed" in line for line in made.warnings)

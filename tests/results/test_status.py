@@ -369,6 +369,7 @@ def test_a_search_that_failures_have_stopped_is_to_be_tried_again(tmp_path, last
     found = RunWatch(folder.path).look()
     assert (found.gave_up, found.searches[0].failing) == (gave_up, last)
     said = CliRunner().invoke(app, ["status", str(folder.path)]).output.splitlines()[-1]
-    assert said.endswith(going_on(folder, **({"retry_failed": True} if gave_up else {})))
+    again = {"retry_failed": True} if gave_up else {}
+    assert said.endswith(going_on(folder, **again))
     with folder.locked():
         assert not RunWatch(folder.path).look().gave_up

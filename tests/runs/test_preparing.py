@@ -312,6 +312,10 @@ def starts(values):
 )
 def test_what_is_damaged_or_another_is_refused_and_what_to_do_is_said(run, made, change, words):
     change(run)
+    told = call("status", run).output
+    if "another run" not in (words or "") and "damaged: starts" not in (words or ""):
+        assert re.search(words or "prepared.json is missing", told)
+        assert told.count("or delete both: all is then prepared again") == 1
     if words is None:  # as after a kill before it was written
         run_config(config(made=made), run)
         return

@@ -256,3 +256,16 @@ def test_a_search_without_rounds_has_no_populations(tiny_model, tiny_data, tmp_p
         result = run(tiny_model, tiny_data, tmp_path / name, n_trials=6, **changes)
         with pytest.raises(RunError, match="in rounds whose searcher has a name"):
             populations(result)
+
+
+@pytest.mark.parametrize(
+    ("values", "low_to_high"),
+    [
+        ([612.0, 764.0], "612 to 764"),
+        ([0.25, 1.0], "0.2500 to 1.0000"),
+        ([1500.5, 2e6], "1,500 to 2,000,000"),
+    ],
+)
+def test_whole_numbers_of_seeds_have_no_digits_behind_the_point(values, low_to_high):
+    *_, ends = Spread.of("params", values).cells
+    assert ends == low_to_high

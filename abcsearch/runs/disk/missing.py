@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 AGAIN = "it is then loaded from the checkpoint, or trained again with the same result, by:"
 
 
+_NAMED = 5  # folders of runs
+
+
 def again(path: Path) -> str:
     """Returns how run.json of a run is made again."""
     return f"have it made again from the run's config by: abcsearch search CONFIG --run-dir {quoted(path)}"
@@ -38,4 +41,16 @@ def no_run(path: Path) -> str:
     new = f"start a run with: abcsearch search CONFIG --run-dir {quoted(path)}"
     if (path / "journal.jsonl").exists():
         new = f"it was a run: restore run.json from a copy, or {again(path)}"
+    elif not inside and (runs := _runs_in(path)):
+        more = f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else ""
+        return f"is not a run folder, but holds some: {', '.join(map(quoted, runs[:_NAMED]))}{more}; name these"
     return f"is not a run folder (it has no run.json){inside}; {new}"
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """Returns the run folders in a folder, as `--seeds` and budgets make them; none where it may not be read."""
+    try:
+        both = [*path.glob("*/run.json"), *path.glob("budgets/*/run.json")]
+        return sorted(file.parent for file in both)
+    except OSError:
+        return []

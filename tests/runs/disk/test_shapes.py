@@ -109,6 +109,22 @@ def test_what_is_no_run_folder_is_told_with_its_command(run, command, tmp_path):
     assert f"the run folder is {folder}" in text
 
 
+@pytest.mark.parametrize("command", ["status", "report", "compare"])
+@pytest.mark.parametrize("name", ["seed", "budgets/1-macs"])
+def test_a_folder_of_runs_names_them(run, command, tmp_path, name):
+    """What `--seeds` leaves, a folder with a run folder for each, and several budgets without their front.json."""
+    folder, runs = run[0], tmp_path / "of seeds"
+    for seed in range(7):
+        (runs / f"{name}-{seed}").mkdir(parents=True)
+        shutil.copy(folder / "run.json", runs / f"{name}-{seed}")
+    status, text = call(command, *([folder] if command == "compare" else []), runs)
+    named = ", ".join(f"'{runs}/{name}-{seed}'" for seed in range(5))
+    assert status == 2
+    assert (
+        f"error: {runs} is not a run folder, but holds some: {named} and 2 more; name these" in text
+    )
+
+
 def test_a_run_folder_is_no_config(run):
     status, text = call("search", run[0])
     assert status == 2
