@@ -210,15 +210,32 @@ def test_none_that_is_measured_outside_wins_and_what_was_measured_is_not_measure
     again = resume(tmp_path / "run", model=task[0], data=task[1], evaluator=worth)
     assert len(measuring.calls) == calls
     assert (again.best, again.decision) == (result.best, result.decision)
-    # Killed between two measurements, it goes on with what it has
-    stopped = Measuring(monkeypatch, measuring.share, stops_after=1)
-    with pytest.raises(KeyboardInterrupt):
-        budgeted(task, tmp_path / "killed")
-    rest = Measuring(monkeypatch, measuring.share)
-    killed = budgeted(task, tmp_path / "killed")
-    assert stopped.calls + rest.calls == measuring.calls
-    assert killed.best.number == result.best.number
-    assert killed.decision.words == result.decision.words
+    # Killed between two measurements, it goes on with what it has; in one of a pair, with both of them
+    for stops_after in (2, 3):
+        path = tmp_path / f"killed-{stops_after}"
+        stopped = Measuring(monkeypatch, measuring.share, stops_after=stops_after)
+        with pytest.raises(KeyboardInterrupt):
+            budgeted(task, path)
+        rest = Measuring(monkeypatch, measuring.share)
+        killed = budgeted(task, path)
+        assert stopped.calls[:2] + rest.calls == measuring.calls
+        assert killed.best.number == result.best.number
+        assert killed.decision.words == result.decision.words
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_one_that_is_inside_on_one_of_two_occasions_does_not_win(task, tmp_path, monkeypatch, slow):
+    best = budgeted(task, tmp_path / "plain", finalists=0).best
+
+    def share(count):
+        return 0.62 if count == best.fitness and len(measuring.calls) % 2 != slow else 0.55
+
+    measuring = Measuring(monkeypatch, share)
+    result = budgeted(task, tmp_path / "run")
+    assert result.best.fitness < best.fitness
+    timed = read_journal(tmp_path / "run" / "journal.jsonl").timed
+    assert timed[best.number].share == 0.62
+    assert timed[result.best.number].share == 0.55
 
 
 def test_without_one_inside_a_run_says_so_and_goes_on_with_more_trials(task, tmp_path, monkeypatch):
