@@ -104,18 +104,24 @@ def cells(record: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    """Measures what the file lacks, and prints the table."""
+def parser_of(doc: str | None, out: Path) -> argparse.ArgumentParser:
+    """Returns a parser of what is to be measured, and where results go."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=sorted(INPUT_SHAPES), default=list(MODELS))
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES))
     parser.add_argument("--batches", type=at_least_one, nargs="+", default=list(BATCHES))
-    parser.add_argument("--structures", type=at_least_one, default=20, help="of each kind")
     parser.add_argument("--repeats", type=at_least_one, default=20, help="turns")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--only-table", action="store_true", help="measures nothing")
+    return parser
+
+
+def main() -> None:
+    """Measures what the file lacks, and prints the table."""
+    parser = parser_of(__doc__, OUT)
+    parser.add_argument("--structures", type=at_least_one, default=20, help="of each kind")
     arguments = parser.parse_args()
     there = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     records = [json.loads(line) for line in there]

@@ -13,7 +13,6 @@ on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from abcsearch.channels.latency import LatencyOptions, measured_structures
 from abcsearch.errors import AbcSearchError, BudgetError, RunError
 from abcsearch.models.registry import INPUT_SHAPES, Constructor
 from abcsearch.rng import numpy_stream
-from experiments.benchmarks.latency import BATCHES, MODELS, RUNTIMES
+from experiments.benchmarks.latency import parser_of
 from experiments.processes import at_least_one
 from experiments.tables import check_onnx, processors, versions
 
@@ -106,17 +105,9 @@ def cells(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Measures what the file lacks, and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", choices=sorted(INPUT_SHAPES), default=list(MODELS))
-    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES))
-    parser.add_argument("--batches", type=at_least_one, nargs="+", default=list(BATCHES))
+    parser = parser_of(__doc__, OUT)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trials", type=at_least_one, default=60)
-    parser.add_argument("--repeats", type=at_least_one, default=20, help="turns")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--only-table", action="store_true", help="measures nothing")
     arguments = parser.parse_args()
     there = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     lines = [json.loads(line) for line in there]
