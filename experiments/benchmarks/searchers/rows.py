@@ -29,7 +29,7 @@ class Row:
     name: str
     searcher: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
-    seeds: tuple[int, int] = (20, 10)
+    seeds: tuple[int, int] = (50, 10)
 
 
 # Variants of a registered searcher, instead of the one row with its defaults: name -> options.
@@ -46,10 +46,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 # Rows whose runs take seconds: number of seeds on tables and on landscapes.
 SEEDS: dict[str, tuple[int, int]] = {
     "ddpg": (5, 2),
-    "optuna (cmaes)": (5, 3),
+    "evolution": (20, 10),
+    "greedy": (20, 10),
+    "optuna (cmaes)": (10, 5),
     "optuna (tpe)": (5, 2),
-    "response_surface": (10, 5),
-    "response_surface (map)": (10, 5),
+    "response_surface": (50, 5),
+    "response_surface (map)": (50, 5),
 }
 
 
